@@ -1,0 +1,1 @@
+"""Run decoder-only language models: weight readers, cache, sampling, chat, server."""

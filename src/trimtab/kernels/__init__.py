@@ -1,0 +1,1 @@
+"""Native CPU kernels and the plain JAX references they are tested against."""

@@ -1,0 +1,1 @@
+"""Equinox modules of the models that the systems are about."""

@@ -1,0 +1,1 @@
+"""Where a program runs: meshes, dataflow clusters, edge devices."""

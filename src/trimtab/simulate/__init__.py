@@ -1,0 +1,1 @@
+"""Hardware that you do not have: streaming dataflow chips and systolic arrays."""

@@ -1,0 +1,1 @@
+"""Training: step builder, pipelines, optimizers with gradient statistics, checkpoints, metrics."""
