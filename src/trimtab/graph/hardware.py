@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import os
 import platform
 import re
@@ -11,6 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import trimtab
+
+# Packages whose version a measured number depends on.
+_PACKAGES = ("trimtab", "jax", "jaxlib", "numpy", "torch", "transformers", "equinox", "flax")
+# Variables that change how fast things run, beside our own.
+_VARIABLES = ("XLA_FLAGS", "JAX_PLATFORMS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 # As /proc/cpuinfo spells them, in the order in which kernels would prefer them.
 _SETS = (
@@ -113,6 +121,39 @@ def describe(*, devices: bool = False) -> Hardware:
         system=f"{platform.system()} {platform.release()}",
         devices=_devices() if devices else (),
     )
+
+
+def provenance(*, devices: bool = False) -> dict[str, Any]:
+    """Record what a measured number depends on, as JSON values: machine, versions, settings.
+
+    Args:
+        devices: also ask JAX for accelerators, which starts its backend.
+    """
+    settings = {
+        name: value
+        for name, value in sorted(os.environ.items())
+        if name in _VARIABLES or name.startswith(("TRIMTAB_", "OPENBLAS_"))
+    }
+    hardware = describe(devices=devices)
+    return {
+        "summary": hardware.summary,
+        **hardware.to_json(),
+        "python": platform.python_version(),
+        "versions": versions(),
+        "settings": settings,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the installed versions of the packages that numbers depend on."""
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    found.setdefault("trimtab", trimtab.__version__)
+    return found
 
 
 def _cpuinfo(path: Path = Path("/proc/cpuinfo")) -> dict[str, str]:
