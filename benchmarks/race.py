@@ -1,14 +1,16 @@
 """Races: contestants interleaved in one process, with median, spread, ratio and the machine.
 
-def race(quick: bool) -> Iterator[Outcome]:
-    for length in (512, 2048):
-        contest = Race(f"forward, length {length}", unit="ms")
-        contest.enter("ours", lambda: ours(x))
-        contest.enter("torch, compiled", lambda: theirs(y))
-        yield contest.run(quick=quick)
+A benchmark file reads::
 
-if __name__ == "__main__":
-    command(__doc__, "fourier_mixing", race)
+    def race(quick: bool) -> Iterator[Outcome]:
+        for length in (512, 2048):
+            contest = Race(f"forward, length {length}", unit="ms")
+            contest.enter("ours", lambda: ours(x))
+            contest.enter("torch, compiled", lambda: theirs(y))
+            yield contest.run(quick=quick)
+
+    if __name__ == "__main__":
+        command(__doc__, "fourier_mixing", race)
 """
 
 from __future__ import annotations
