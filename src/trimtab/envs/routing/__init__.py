@@ -1,0 +1,1 @@
+"""Routing and moving on grids and graphs."""

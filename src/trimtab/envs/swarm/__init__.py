@@ -1,0 +1,1 @@
+"""Swarms of continuous agents."""

@@ -1,0 +1,1 @@
+"""Changes of an environment's interface: batching, automatic resets, other libraries' forms."""
