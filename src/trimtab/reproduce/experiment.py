@@ -146,6 +146,8 @@ class Figure:
             raise InputError(f"Figure {self.title!r} has bytes that are not PNG; pass SVG as text.")
         if isinstance(self.data, str) and "<svg" not in self.data:
             raise InputError(f"Figure {self.title!r} has text that is not SVG.")
+        table = tuple(tuple(_plain(cell) for cell in row) for row in self.table)
+        object.__setattr__(self, "table", table)
 
     @property
     def kind(self) -> Literal["svg", "png"]:
