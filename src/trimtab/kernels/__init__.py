@@ -1,1 +1,56 @@
-"""Native CPU kernels and the plain JAX references they are tested against."""
+"""Native CPU kernels and the plain JAX references they are tested against.
+
+Every function here takes JAX arrays or PyTorch tensors, differentiates, and falls back to its
+reference where the extension is not built. How to add one: ``native/kernels.cmake``.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trimtab.kernels._library import active_isa as active_isa
+    from trimtab.kernels._library import available_isas as available_isas
+    from trimtab.kernels._library import cpu_features as cpu_features
+    from trimtab.kernels._library import set_thread_count as set_thread_count
+    from trimtab.kernels._library import thread_count as thread_count
+    from trimtab.kernels._library import use_isa as use_isa
+    from trimtab.kernels._library import use_threads as use_threads
+    from trimtab.kernels.activation import bias_gelu as bias_gelu
+    from trimtab.kernels.binding import Kernel as Kernel
+    from trimtab.kernels.binding import kernel as kernel
+    from trimtab.kernels.binding import reference_only as reference_only
+    from trimtab.kernels.normalization import layer_norm as layer_norm
+
+# Public name -> module that defines it; loaded on first use, since most need JAX.
+# No module may be named like a public function: importing it would hide the function.
+_EXPORTS = {
+    "Kernel": "binding",
+    "active_isa": "_library",
+    "available_isas": "_library",
+    "bias_gelu": "activation",
+    "cpu_features": "_library",
+    "kernel": "binding",
+    "layer_norm": "normalization",
+    "reference_only": "binding",
+    "set_thread_count": "_library",
+    "thread_count": "_library",
+    "use_isa": "_library",
+    "use_threads": "_library",
+}
+
+# Modules that bind kernels; tests and tools that list all kernels import these.
+KERNEL_MODULES = ("activation", "normalization")
+
+__all__ = ["KERNEL_MODULES", *_EXPORTS]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXPORTS:
+        return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_EXPORTS])
