@@ -35,6 +35,7 @@ class Peer:
         make_peer: builds its environment where ``jumanji.make(id)`` does not do.
         lanes, steps: size of the recorded trajectories.
         illegal: share of actions drawn without looking at the mask.
+        legal_only: parts that are compared after legal actions only.
     """
 
     id: str
@@ -47,6 +48,7 @@ class Peer:
     lanes: int = 16
     steps: int = 64
     illegal: float = 0.05
+    legal_only: tuple[str, ...] = ()
 
     def ours(self) -> Any:
         """Our environment with the peer's conventions."""
@@ -169,6 +171,13 @@ def differences(peer: Peer, records: dict[str, Any]) -> list[str]:
         "extras": dict(timestep.extras),
     }
     theirs = {name: records[name] for name in ours}
+    if peer.legal_only:
+        mask = jnp.asarray(records["state"]["action_mask"])
+        legal = np.asarray(jax.vmap(lambda flags, act: flags[tuple(act)])(mask, action))
+        for part in peer.legal_only:
+            select = lambda leaf: np.asarray(leaf)[legal]  # noqa: E731
+            ours[part] = jax.tree.map(select, ours[part])
+            theirs[part] = jax.tree.map(select, theirs[part])
     return list(_compare(peer, ours, theirs, ""))
 
 
