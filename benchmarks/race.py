@@ -27,7 +27,7 @@ from rich.table import Table
 
 from trimtab.errors import TrimtabError
 from trimtab.files import atomic_file
-from trimtab.graph.hardware import provenance
+from trimtab.hardware import provenance
 from trimtab.reproduce.race import Contestant as Contestant
 from trimtab.reproduce.race import Outcome as Outcome
 from trimtab.reproduce.race import Race as Race

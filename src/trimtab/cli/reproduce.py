@@ -117,7 +117,7 @@ def _list(output: Output, systems: Sequence[System]) -> None:
 def _run(
     output: Output, systems: Sequence[System], *, full: bool, seed: int, out: Path | None
 ) -> Report:
-    from trimtab.graph.hardware import provenance
+    from trimtab.hardware import provenance
     from trimtab.reproduce.report import Report, now
     from trimtab.reproduce.runner import run_isolated
 

@@ -33,7 +33,7 @@ def render(
     """Return the page as one HTML document.
 
     Args:
-        machine: what :func:`trimtab.graph.hardware.provenance` says.
+        machine: what :func:`trimtab.hardware.provenance` says.
         outcomes: the systems, in the order in which they appear.
         date: when the run began.
         seed: the first random seed.

@@ -20,7 +20,7 @@ class Report:
     """What was run, where, and what came of it.
 
     Args:
-        machine: what :func:`trimtab.graph.hardware.provenance` says.
+        machine: what :func:`trimtab.hardware.provenance` says.
         outcomes: one a system that was asked for, in the registry's order.
         seed: the first random seed.
         full: whether the full size was run.
