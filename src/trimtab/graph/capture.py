@@ -77,6 +77,8 @@ def capture(
     specs = [_abstract(leaf) for _, leaf in leaves] + [_abstract(leaf) for leaf in flat_inputs]
     jaxpr = _trace(flat, specs, captured.name)
     jaxpr, hoisted = _hoist_constants(jaxpr, len(names))
+    # Tracing leaves equations that nothing reads, such as the last forward layer of a gradient.
+    jaxpr, _ = _jax.remove_dead(jaxpr, keep_inputs=[True] * len(jaxpr.in_avals))
     arrays = dict(zip(names, (leaf for _, leaf in leaves)))
     return Program(
         parameters={**arrays, **hoisted},
@@ -124,16 +126,19 @@ def _front_end(
             "or a torch.nn.Module."
         )
     label = getattr(model, "__name__", type(model).__name__)
-    if parameters is not None:
-        return Captured(
-            parameters, lambda values, *given: model(values, *given, **options), inputs, label
-        )
-    arrays, rest = eqx.partition(model, eqx.is_array)
+    arrays, rest = eqx.partition(model if parameters is None else parameters, _is_parameter)
 
     def call(values: Any, *given: Any) -> Any:
-        return eqx.combine(values, rest)(*given, **options)
+        whole = eqx.combine(values, rest)
+        if parameters is None:
+            return whole(*given, **options)
+        return model(whole, *given, **options)
 
     return Captured(arrays, call, inputs, label)
+
+
+def _is_parameter(leaf: Any) -> bool:
+    return eqx.is_array(leaf) or isinstance(leaf, np.ndarray | jax.ShapeDtypeStruct)
 
 
 def _over_leading_axis(call: Callable[..., Any]) -> Callable[..., Any]:

@@ -113,9 +113,7 @@ class Cost:
         """
         return sum(seconds for _, seconds in self.row_seconds(machine))
 
-    def row_seconds(
-        self, machine: MachineProfile | None = None
-    ) -> list[tuple[CostRow, float]]:
+    def row_seconds(self, machine: MachineProfile | None = None) -> list[tuple[CostRow, float]]:
         """Return every row with its roofline time in seconds."""
         from trimtab.graph.machine import measure, roofline
 
@@ -134,9 +132,7 @@ class Cost:
         ]
 
     def __str__(self) -> str:
-        lines = [
-            f"{'site':<44} {'kind':<14} {'x':>4} {'FLOPs':>9} {'bytes':>9} {'params':>9}"
-        ]
+        lines = [f"{'site':<44} {'kind':<14} {'x':>4} {'FLOPs':>9} {'bytes':>9} {'params':>9}"]
         lines += [
             f"{_shorten(row.path, 44):<44} {row.kind:<14} {row.repeats:>4} {si(row.flops):>9} "
             f"{si(row.bytes_read + row.bytes_written):>9} {si(row.parameters):>9}"
@@ -323,7 +319,11 @@ class _Pricing:
                     sum(self.sizes.get(name, 0) for name in facts.get("parameters", ())),
                 )
             )
-        return tuple(row for row in rows if row.flops or row.bytes_read or row.bytes_written)
+        return tuple(
+            row
+            for row in rows
+            if row.flops or row.transcendentals or row.bytes_read or row.bytes_written
+        )
 
 
 _FOREIGN = frozenset({"ffi_call", "pure_callback", "io_callback", "custom_call", "pallas_call"})
@@ -490,5 +490,3 @@ def _last_uses(body: Body, stored: frozenset[int]) -> dict[int, int]:
             if number in stored:
                 reads.setdefault(number, position)
     return reads
-
-

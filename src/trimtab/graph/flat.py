@@ -53,6 +53,8 @@ class Body:
     constants: dict[int, Any]
     producer: dict[int, Node] = field(default_factory=dict)
     consumers: dict[int, tuple[Node, ...]] = field(default_factory=dict)
+    # What each opened call hands out, by the address of the call.
+    calls: dict[Address, tuple[Value, ...]] = field(default_factory=dict)
 
     def aval(self, value: Value) -> Any:
         """Return the abstract value (shape and dtype) of a value."""
@@ -85,6 +87,7 @@ def _flatten_body(
 ) -> Body:
     nodes: list[Node] = []
     constants: dict[int, Any] = {}
+    calls: dict[Address, tuple[Value, ...]] = {}
 
     def new(variable: Any) -> int:
         number = next(numbers)
@@ -106,6 +109,7 @@ def _flatten_body(
             callee = called(eqn)
             if callee is not None:
                 results = run(callee, operands, (*at, index), here)
+                calls[(*at, index)] = tuple(results)
                 environment.update(zip(eqn.outvars, results))
                 continue
             outputs = tuple(new(variable) for variable in eqn.outvars)
@@ -131,4 +135,5 @@ def _flatten_body(
         constants,
         {number: node for node in nodes for number in node.outputs},
         {number: tuple(users) for number, users in consumers.items()},
+        calls,
     )

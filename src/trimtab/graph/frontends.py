@@ -146,7 +146,9 @@ def _to_tensor(torch: Any, leaf: Any) -> Any:
 
 def _to_spec(tensor: Any) -> jax.ShapeDtypeStruct:
     dtype = str(tensor.dtype).removeprefix("torch.")
-    canonical = jax.dtypes.canonicalize_dtype(np.dtype(dtype) if dtype != "bfloat16" else "bfloat16")
+    canonical = jax.dtypes.canonicalize_dtype(
+        np.dtype(dtype) if dtype != "bfloat16" else "bfloat16"
+    )
     return jax.ShapeDtypeStruct(tuple(tensor.shape), canonical)
 
 

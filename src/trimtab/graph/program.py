@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from trimtab.graph.draw import Drawing
 
 
+@runtime_checkable
 class Rewrite(Protocol):
     """Turns a program into a cheaper one that answers nearly the same."""
 
@@ -41,6 +42,8 @@ class Program(eqx.Module):
 
     A program is a pytree whose leaves are its parameters, so it can be passed to ``jax.jit``,
     ``jax.grad``, ``jax.vmap`` and ``shard_map`` like any Equinox module, and called like a function.
+    Under ``shard_map`` pass ``check_vma=False``: a captured jaxpr does not carry the marks of
+    device-varying values that JAX's check looks for.
     Make one with :func:`trimtab.capture` or :func:`trimtab.load`.
 
     Args:
@@ -68,6 +71,10 @@ class Program(eqx.Module):
     out_tree: PyTreeDef = eqx.field(static=True)
     name: str = eqx.field(static=True, default="program")
     exported: _Exported | None = eqx.field(static=True, default=None)
+
+    # By identity, so that jax.jit takes a program as it takes any function.
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
 
     def __call__(self, *inputs: Any) -> Any:
         """Run the program.
@@ -351,9 +358,7 @@ class _Exported:
         return list(self.exported.call(parameters, inputs))
 
 
-def _converted(
-    where: str, leaf: Any, spec: jax.ShapeDtypeStruct, sizes: dict[str, int]
-) -> Any:
+def _converted(where: str, leaf: Any, spec: jax.ShapeDtypeStruct, sizes: dict[str, int]) -> Any:
     shape = np.shape(leaf)
     matching = len(shape) == len(spec.shape)
     for given, wanted in zip(shape, spec.shape):

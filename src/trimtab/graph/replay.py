@@ -66,6 +66,7 @@ class _Plan:
     opened: frozenset[Address]
     numbers: Mapping[tuple[Address, int], int]
     loops: Mapping[str, tuple[Address, ...]]
+    constants: Mapping[int, Any]
 
 
 def replay(
@@ -96,47 +97,70 @@ def replay(
         UnsupportedError: a watch stands inside a while loop or a branch.
     """
     plan = _make_plan(body, replacements, watches)
-    run = _Run(plan, {})
+    run = _Run(plan, dict(plan.constants))
     return run.jaxpr(jaxpr, list(arguments), (), dict(extras or {}))
 
 
-def _make_plan(
-    body: Body, replacements: Sequence[Replacement], watches: Sequence[Watch]
-) -> _Plan:
-    addresses: set[Address] = set()
-    producers: dict[int, Address] = {}
-    numbers: dict[tuple[Address, int], int] = {}
-    _index(body, producers, numbers)
-    numbers.update({((), -1 - position): number for position, number in enumerate(body.inputs)})
+def _make_plan(body: Body, replacements: Sequence[Replacement], watches: Sequence[Watch]) -> _Plan:
+    index = _Index({}, {((), -1 - i): n for i, n in enumerate(body.inputs)}, {}, {})
+    _fill(index, body)
+    opened: set[Address] = set()
     for change in (*replacements, *watches):
-        addresses.add(change.address)
+        opened |= _prefixes(change.address)
         for value in change.operands:
-            if not isinstance(value, Literal) and value in producers:
-                addresses.add(producers[value])
+            if not isinstance(value, Literal) and value in index.producers:
+                opened |= _opened_for(value, change.address, index)
     grouped: dict[Address, tuple[Watch, ...]] = {}
     for watch in watches:
         grouped[watch.address] = (*grouped.get(watch.address, ()), watch)
     return _Plan(
         {replacement.address: replacement for replacement in replacements},
         grouped,
-        frozenset(address[:depth] for address in addresses for depth in range(1, len(address))),
-        numbers,
+        frozenset(opened),
+        index.numbers,
         {name: change.loops for change in replacements for name in change.extras},
+        index.constants,
     )
 
 
-def _index(
-    body: Body, producers: dict[int, Address], numbers: dict[tuple[Address, int], int]
-) -> None:
+@dataclass(frozen=True)
+class _Index:
+    producers: dict[int, Address]
+    # Value number of (address of an equation, position of its output); inputs of a body are keyed
+    # by the body's own address and negative positions.
+    numbers: dict[tuple[Address, int], int]
+    handed_out: dict[Address, frozenset[int]]
+    constants: dict[int, Any]
+
+
+def _fill(index: _Index, body: Body) -> None:
+    index.constants.update(body.constants)
+    for address, results in body.calls.items():
+        numbers = {i: v for i, v in enumerate(results) if not isinstance(v, Literal)}
+        index.numbers.update({(address, i): v for i, v in numbers.items()})
+        index.handed_out[address] = frozenset(numbers.values())
     for node in body.nodes:
         for position, number in enumerate(node.outputs):
-            producers[number] = node.address
-            numbers[(node.address, position)] = number
+            index.producers[number] = node.address
+            index.numbers[(node.address, position)] = number
         for which, child in enumerate(node.bodies):
             for position, number in enumerate(child.inputs):
-                # Inputs of a body are keyed by the body's own address.
-                numbers[((*node.address, which), -1 - position)] = number
-            _index(child, producers, numbers)
+                index.numbers[((*node.address, which), -1 - position)] = number
+            _fill(index, child)
+
+
+def _prefixes(address: Address) -> set[Address]:
+    return {address[:depth] for depth in range(1, len(address))}
+
+
+def _opened_for(value: int, reader: Address, index: _Index) -> set[Address]:
+    """Return the calls to open so that a value made inside them can be read at an address."""
+    opened = set()
+    for prefix in sorted(_prefixes(index.producers[value]), key=len):
+        if reader[: len(prefix)] != prefix and value in index.handed_out.get(prefix, ()):
+            break
+        opened.add(prefix)
+    return opened
 
 
 @dataclass(frozen=True)

@@ -178,15 +178,11 @@ def _plain(node: Any) -> Any:
         return node
     if node is None:
         return {"none": True}
-    if isinstance(node, tuple) and hasattr(node, "_fields"):
-        raise UnsupportedError(
-            f"A result of type {type(node).__name__} cannot be saved; return a tuple or a dict."
-        )
-    if isinstance(node, tuple):
+    if type(node) is tuple:
         return {"tuple": [_plain(child) for child in node]}
-    if isinstance(node, list):
+    if type(node) is list:
         return {"list": [_plain(child) for child in node]}
-    if isinstance(node, dict) and all(isinstance(key, str) for key in node):
+    if type(node) is dict and all(isinstance(key, str) for key in node):
         return {"dict": {key: _plain(child) for key, child in node.items()}}
     raise UnsupportedError(
         f"Inputs and results of type {type(node).__name__} cannot be saved; use tuples, lists, "

@@ -39,7 +39,7 @@ class Site:
         parameters: role (``weight``, ``bias``, ``scale``) to parameter path.
         address: where the site's last equation stands in the jaxpr.
         values: role to the value number that plays it (``input``, ``query``, ``key``, ...).
-        shapes: role to shape, for one run of the site.
+        shapes: role to shape, for one run of the site; a size may be symbolic.
         dtype: element type of the result.
         repeats: how many times one call of the program runs the site (scan lengths multiplied).
         loops: addresses of the scans around the site, outermost first.
@@ -51,7 +51,7 @@ class Site:
     parameters: dict[str, str]
     address: Address
     values: dict[str, Value]
-    shapes: dict[str, tuple[int, ...]]
+    shapes: dict[str, tuple[Any, ...]]
     dtype: Any
     repeats: int
     loops: tuple[Address, ...]
@@ -105,9 +105,7 @@ def select(sites: list[Site], kind: str | None, glob: str) -> list[Site]:
         site
         for site in sites
         if (kind is None or site.kind == kind)
-        and (
-            matches(site.path, glob) or any(matches(p, glob) for p in site.parameters.values())
-        )
+        and (matches(site.path, glob) or any(matches(p, glob) for p in site.parameters.values()))
     ]
 
 
@@ -217,9 +215,7 @@ def _linear(node: Node, scope: _Scope, sources: dict[int, Provenance]) -> Site |
     )
 
 
-def _added_parameter(
-    value: int, body: Body, sources: dict[int, Provenance]
-) -> Provenance | None:
+def _added_parameter(value: int, body: Body, sources: dict[int, Provenance]) -> Provenance | None:
     """Return the parameter that the only consumer of a value adds to it, if there is one."""
     for _ in range(4):
         users = body.consumers.get(value, ())
@@ -397,8 +393,10 @@ def _softmax_input(node: Node, body: Body) -> Value | None:
         if summed is not exponential:
             continue
         shifted = body.producer.get(exponential.inputs[0])  # type: ignore[arg-type]
-        return shifted.inputs[0] if shifted is not None and shifted.name == "sub" else (
-            exponential.inputs[0]
+        return (
+            shifted.inputs[0]
+            if shifted is not None and shifted.name == "sub"
+            else (exponential.inputs[0])
         )
     return None
 
@@ -407,7 +405,12 @@ def _skip_layout(value: Value, body: Body) -> Node | None:
     while not isinstance(value, _jax.Literal):
         node = body.producer.get(value)
         if node is None or node.name not in (
-            "convert_element_type", "reshape", "transpose", "copy", "broadcast_in_dim", "squeeze",
+            "convert_element_type",
+            "reshape",
+            "transpose",
+            "copy",
+            "broadcast_in_dim",
+            "squeeze",
         ):
             return node
         value = node.inputs[0]
@@ -422,9 +425,7 @@ def _free_product(sources: dict[int, Provenance]) -> Callable[[Node, Body], Node
     return accept
 
 
-def _behind(
-    value: Value, body: Body, sources: dict[int, Provenance], budget: int
-) -> list[str]:
+def _behind(value: Value, body: Body, sources: dict[int, Provenance], budget: int) -> list[str]:
     """Return the parameters of the nearest products or additions behind a value."""
     frontier, paths, seen = [value], [], set()
     while frontier and budget > 0:
@@ -508,9 +509,13 @@ def _has_source(node: Node, sources: dict[int, Provenance]) -> bool:
 
 def _is_variance(node: Node, body: Body, sources: dict[int, Provenance]) -> bool:
     producer = body.producer.get(node.inputs[0])  # type: ignore[arg-type]
-    return producer is not None and producer.name == "add" and any(
-        isinstance(value, _jax.Literal) or _source(value, sources) is None
-        for value in producer.inputs
+    return (
+        producer is not None
+        and producer.name == "add"
+        and any(
+            isinstance(value, _jax.Literal) or _source(value, sources) is None
+            for value in producer.inputs
+        )
     )
 
 
@@ -553,8 +558,18 @@ def _affine(
             scale = found
         elif found is not None and user.name in ("add", "add_any"):
             return scale, found
-        elif scale is not None and found is None and user.name not in (
-            "convert_element_type", "reshape", "transpose", "mul", "sub", "broadcast_in_dim",
+        elif (
+            scale is not None
+            and found is None
+            and user.name
+            not in (
+                "convert_element_type",
+                "reshape",
+                "transpose",
+                "mul",
+                "sub",
+                "broadcast_in_dim",
+            )
         ):
             return scale, None
         value = user.outputs[0]
