@@ -27,6 +27,11 @@ from trimtab.generate.sampling import (
 from trimtab.generate.streaming import TextStream
 from trimtab.generate.tokenizer import Tokenizer
 
+
+class ContextLengthError(InputError):
+    """A prompt is longer than the context."""
+
+
 # Float32 logits of one call stay below 32 MB.
 _LOGIT_BUDGET = 2**23
 
@@ -45,6 +50,7 @@ class Request:
         grammar: constraint source from :mod:`trimtab.generate.grammar`, or None.
         ignore_end: do not stop at the model's end tokens.
         choice: number of this answer among several to the same prompt; draws differ by it.
+        embed: average the final hidden states of the prompt instead of generating.
     """
 
     tokens: tuple[int, ...]
@@ -56,6 +62,7 @@ class Request:
     grammar: str | None = None
     ignore_end: bool = False
     choice: int = 0
+    embed: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,13 +82,15 @@ class Event:
         text: text that became certain.
         token: the token generated in this step, or None.
         logs: log-probabilities that came with it.
-        finish: ``stop`` or ``length`` at the end, else None.
+        finish: ``stop``, ``length``, ``cancelled`` or ``error`` at the end, else None.
+        embedding: float32 ``[hidden]`` at the end of an embedding request.
     """
 
     text: str = ""
     token: int | None = None
     logs: tuple[TokenLog, ...] = ()
     finish: str | None = None
+    embedding: np.ndarray | None = None
 
 
 @dataclasses.dataclass
@@ -122,6 +131,7 @@ class Running:
         seed = request.options.seed
         self.seed = secrets.randbits(63) if seed is None else seed
         self.logits_before: np.ndarray | None = None
+        self.hidden_sum: np.ndarray | None = None
         self.emit = emit
 
     @property
@@ -195,7 +205,7 @@ class Batch:
             raise InputError(f"max_tokens must not be negative, not {request.max_tokens}.")
         room = self.engine.capacity - (1 if request.max_tokens else 0)
         if len(request.tokens) > room:
-            raise InputError(
+            raise ContextLengthError(
                 f"The prompt has {len(request.tokens)} tokens, but the context holds "
                 f"{self.engine.capacity}. Shorten it, or start with a larger context."
             )
@@ -225,9 +235,13 @@ class Batch:
         """Drop cancelled sequences, admit waiting ones, and run one batch."""
         self.drop_cancelled()
         self._admit()
+        self._embed_chunk()
         plan = self._plan()
-        if not plan:
-            return
+        if plan:
+            self._run(plan)
+        self._running = [running for running in self._running if running.finish is None]
+
+    def _run(self, plan: Sequence[tuple[Running, int, int, int]]) -> None:
         tokens, slots, positions, outputs = _layout(plan)
         logits = self.engine.step(tokens, slots, positions, outputs)
         self.steps += 1
@@ -242,13 +256,37 @@ class Batch:
             except Exception as error:
                 running.error = error
                 self._finish(running, "error")
-        self._running = [running for running in self._running if running.finish is None]
+
+    def _embed_chunk(self) -> None:
+        """Run a chunk of the first embedding request, which needs hidden states, not logits."""
+        waiting = [running for running in self._running if running.request.embed]
+        if not waiting:
+            return
+        running = waiting[0]
+        stop = min(running.done + CHUNK, running.prompt_length)
+        tokens, slots, positions, _ = _layout([(running, running.done, stop, 0)])
+        part = self.engine.hidden(tokens, slots, positions).sum(axis=0, dtype=np.float64)
+        before = running.hidden_sum
+        running.hidden_sum = part if before is None else before + part
+        running.done = stop
+        self.steps += 1
+        if stop == running.prompt_length:
+            mean = (running.hidden_sum / running.prompt_length).astype(np.float32)
+            self._finish(running, "stop", Event(embedding=mean))
 
     def cancel_all(self) -> None:
         """Cancel everything that waits or runs."""
         with self._lock:
             for running in (*self._waiting, *self._running):
                 running.cancel()
+
+    def fail_running(self, error: Exception) -> None:
+        """End every sequence in a slot with an error, after a step that failed as a whole."""
+        for running in self._running:
+            if running.finish is None:
+                running.error = error
+                self._finish(running, "error")
+        self._running = []
 
     def drop_cancelled(self) -> None:
         """Free what cancelled sequences hold; ``step`` does it too."""
@@ -271,7 +309,7 @@ class Batch:
                 running = self._waiting.popleft()
             running.slot = self._free.pop()
             running.timing.admitted = time.monotonic()
-            if not running.request.echo:
+            if not running.request.echo and not running.request.embed:
                 running.reused = self.prefix.restore(running.slot, running.tokens)
                 running.done = running.reused
             self._running.append(running)
@@ -280,7 +318,8 @@ class Batch:
         """Choose (sequence, first position, end, logits wanted) for one call."""
         plan, room = [], CHUNK
         logit_room = max(1, _LOGIT_BUDGET // self.engine.config.vocabulary)
-        ordered = sorted(self._running, key=lambda running: len(running.tokens) - running.done > 1)
+        generating = [running for running in self._running if not running.request.embed]
+        ordered = sorted(generating, key=lambda running: len(running.tokens) - running.done > 1)
         for running in ordered:
             left = len(running.tokens) - running.done
             count = min(left, room)

@@ -15,7 +15,7 @@ from trimtab.errors import FileFormatError, InputError
 from trimtab.generate.batch import Batch, Event, Request, Running, TokenLog
 from trimtab.generate.chat import Message, check_messages, encode_chat
 from trimtab.generate.checkpoint import Checkpoint
-from trimtab.generate.engine import CHUNK, Engine, build_engine
+from trimtab.generate.engine import Engine, build_engine
 from trimtab.generate.locate import DEFAULT_MODEL, find_model
 from trimtab.generate.sampling import SamplingOptions
 from trimtab.generate.tokenizer import Tokenizer
@@ -37,6 +37,7 @@ class Completion:
         reused_tokens: how much of it came from the prefix cache.
         first_token_seconds: from submission to the first token.
         decode_seconds: from the first token to the last.
+        embedding: of an embedding request, float32 ``[hidden]``.
     """
 
     text: str
@@ -47,6 +48,7 @@ class Completion:
     reused_tokens: int
     first_token_seconds: float
     decode_seconds: float
+    embedding: np.ndarray | None = None
 
     @property
     def prompt_rate(self) -> float:
@@ -195,19 +197,12 @@ class LanguageModel:
         """Return the mean of the final hidden states, float32 ``[hidden]``.
 
         Raises:
-            InputError: the text is empty, too long, or a request is being generated.
+            InputError: the text is empty or too long.
         """
-        tokens = self.encode(text)
-        self.batch.check(Request(tokens=tokens, max_tokens=0))
-        if not self.batch.idle:
-            raise InputError("Embeddings wait until running requests are done.")
-        total = np.zeros(self.engine.config.hidden, np.float64)
-        for start in range(0, len(tokens), CHUNK):
-            part = np.asarray(tokens[start : start + CHUNK], np.int32)
-            positions = np.arange(start, start + part.size, dtype=np.int32)
-            hidden = self.engine.hidden(part, np.zeros_like(part), positions)
-            total += hidden.sum(axis=0, dtype=np.float64)
-        return (total / len(tokens)).astype(np.float32)
+        request = Request(tokens=self.encode(text), max_tokens=0, embed=True)
+        embedding = self.complete([request])[0].embedding
+        assert embedding is not None
+        return embedding
 
     def stats(self) -> dict[str, Any]:
         """Return counters and sizes for reports."""
@@ -252,6 +247,7 @@ def _completion(running: Running, events: Sequence[Event]) -> Completion:
         reused_tokens=running.reused,
         first_token_seconds=first - timing.submitted,
         decode_seconds=timing.finished - first,
+        embedding=events[-1].embedding,
     )
 
 
