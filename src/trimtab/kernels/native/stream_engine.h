@@ -491,7 +491,8 @@ struct Engine {
         known = true;
         if (later != *shift) return 0;
         if (clocks[u].step != 0 && now.words[at + 2] - old.words[at + 2] != later) return 0;
-        periods = smaller(periods, unit.firings / fired);
+        // A firing that has begun must still be there to be ended.
+        periods = smaller(periods, (unit.firings - (clocks[u].step != 0)) / fired);
       } else if (now.words[at] != old.words[at]) {
         return 0;  // moved inside a firing without ending it
       }
