@@ -59,7 +59,7 @@ class Checkpoints:
     ) -> None:
         if keep_last < 1:
             raise InputError(
-                f"keep_last must be at least 1 so that a run can resume, got {keep_last}."
+                f"keep_last must be at least 1 for a run to resume, got {keep_last}."
             )
         import orbax.checkpoint as ocp
         from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
@@ -169,7 +169,8 @@ class Checkpoints:
             if shape is not None and tuple(shape) != tuple(leaf.shape):
                 raise FileFormatError(
                     f"Checkpoint {step} in {self.directory} has {name} of shape {tuple(shape)}, "
-                    f"this program {tuple(leaf.shape)}. Resume with the configuration that wrote it."
+                    f"this program {tuple(leaf.shape)}. Resume with the configuration it was "
+                    "written with."
                 )
 
     def steps(self) -> list[int]:

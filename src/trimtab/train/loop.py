@@ -1,4 +1,4 @@
-"""The training loop: steps, evaluation, checkpoints, metrics, and a clean exit when told to stop."""
+"""The training loop: steps, evaluation, checkpoints, metrics, and a clean exit on a signal."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def fit(
                 stopped = "signal"
             ending = at_end or stopped != "finished"
             if checkpoints is not None and (
-                ending or (checkpoint_every and number % checkpoint_every == 0)
+                ending or _due(number, checkpoint_every)
             ):
                 position = {"data": _position(batches), "early_stop": memory}
                 checkpoints.save(number, state, position, evaluated)
@@ -178,12 +178,16 @@ def _check(
         )
 
 
+def _due(number: int, every: int) -> bool:
+    return every > 0 and number % every == 0
+
+
 def _next(batches: Any, number: int, steps: int) -> Any:
     try:
         return next(batches)
     except StopIteration:
         raise InputError(
-            f"The batches ended after {number} of {steps} steps. Repeat the data or take fewer steps."
+            f"The batches ended after {number} of {steps} steps. Repeat the data or take fewer."
         ) from None
 
 

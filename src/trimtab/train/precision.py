@@ -8,7 +8,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Scalar
 
 from trimtab.errors import unknown_name
 
@@ -66,8 +66,8 @@ def precision_named(name: str) -> Precision:
 class LossScale(eqx.Module):
     """The loss scale in use and how many good steps it has seen."""
 
-    value: Float[Array, ""]
-    good_steps: Int[Array, ""]
+    value: Scalar
+    good_steps: Scalar
 
 
 def initial_loss_scale(precision: Precision) -> LossScale:
@@ -76,7 +76,7 @@ def initial_loss_scale(precision: Precision) -> LossScale:
 
 
 def adjusted_loss_scale(
-    scale: LossScale, finite: Bool[Array, ""], precision: Precision
+    scale: LossScale, finite: Scalar, precision: Precision
 ) -> LossScale:
     """Return the loss scale for the next step.
 

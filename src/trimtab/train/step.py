@@ -10,7 +10,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int, Key, PyTree
+from jaxtyping import Array, PyTree, Scalar
 
 from trimtab.errors import InputError
 from trimtab.train.precision import (
@@ -44,10 +44,10 @@ class TrainState(eqx.Module):
         shift: last mean gradient, subtracted before squaring across devices, or None.
     """
 
-    step: Int[Array, ""]
+    step: Scalar
     model: PyTree
     optimizer_state: PyTree
-    key: Key[Array, ""]
+    key: Scalar
     loss_scale: LossScale
     average: PyTree = None
     variables: PyTree = None
@@ -79,7 +79,7 @@ class TrainingStep:
     _compiled: list = field(default_factory=list, repr=False, compare=False)
 
     def initial_state(
-        self, model: PyTree, key: Key[Array, ""], variables: PyTree = None
+        self, model: PyTree, key: Scalar, variables: PyTree = None
     ) -> TrainState:
         """Return the state before the first step.
 
@@ -351,7 +351,7 @@ def training_step(
     """
     if accumulate < 1:
         raise InputError(
-            f"accumulate counts micro-batches and must be at least 1, got {accumulate}."
+            f"accumulate must be at least 1 micro-batch, got {accumulate}."
         )
     if groups is not None and groups < 2:
         raise InputError(f"Gradient statistics need at least 2 groups, {groups} given.")
@@ -384,7 +384,7 @@ def training_step(
 
 
 def evaluation_model(step: TrainingStep, state: TrainState) -> PyTree:
-    """Return the model to evaluate: the moving average or schedule-free average where there is one."""
+    """Return the model to evaluate: an average of the parameters where the run keeps one."""
     if state.average is not None:
         _, frozen = step.partition(state.model)
         return eqx.combine(state.average, frozen)
