@@ -57,7 +57,7 @@ def called(eqn: JaxprEqn) -> ClosedJaxpr | None:
 
 
 def bodies(eqn: JaxprEqn) -> tuple[ClosedJaxpr, ...]:
-    """Return the jaxprs of a loop or branch: scan (body), while (condition, body), cond (branches)."""
+    """Return the jaxprs of a scan (body), while (condition, body) or cond (branches)."""
     name = eqn.primitive.name
     if name == "scan":
         return (closed(eqn.params["jaxpr"]),)

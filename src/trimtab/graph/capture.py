@@ -152,7 +152,7 @@ def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
     if isinstance(leaf, jax.ShapeDtypeStruct):
         return leaf
     if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
-        extended = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended)
+        extended = jax.numpy.issubdtype(leaf.dtype, jax.dtypes.extended)
         dtype = leaf.dtype if extended else jax.dtypes.canonicalize_dtype(leaf.dtype)
         return jax.ShapeDtypeStruct(leaf.shape, dtype)
     if isinstance(leaf, bool | int | float | complex | np.generic):

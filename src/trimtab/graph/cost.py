@@ -469,7 +469,7 @@ def _inner_peak(node: Node, child: Body) -> int:
 
 
 def _last_uses(body: Body, stored: frozenset[int]) -> dict[int, int]:
-    """Return, by stored value, the position of the last node that reads it, fused chains included."""
+    """Return where each stored value is read last, directly or through a fused chain."""
     reads: dict[int, int] = {}
     # A fused value is read where its own reader is stored, so walk backwards and pass times on.
     moment: dict[int, int] = {}

@@ -11,7 +11,7 @@ import equinox as eqx
 import jax
 import jax.export
 import numpy as np
-from jax.tree_util import PyTreeDef, keystr, tree_flatten_with_path
+from jax.tree_util import keystr, tree_flatten_with_path
 
 from trimtab.errors import DtypeError, InputError, ShapeError, UnsupportedError
 from trimtab.graph import _jax
@@ -41,7 +41,7 @@ class Program(eqx.Module):
     """A model as a graph: a jaxpr whose first inputs are named parameters.
 
     A program is a pytree whose leaves are its parameters, so it can be passed to ``jax.jit``,
-    ``jax.grad``, ``jax.vmap`` and ``shard_map`` like any Equinox module, and called like a function.
+    ``jax.grad``, ``jax.vmap`` and ``shard_map`` like any Equinox module, and called as a function.
     Under ``shard_map`` pass ``check_vma=False``: a captured jaxpr does not carry the marks of
     device-varying values that JAX's check looks for.
     Make one with :func:`trimtab.capture` or :func:`trimtab.load`.
@@ -67,8 +67,8 @@ class Program(eqx.Module):
     parameters: dict[str, Any]
     jaxpr: _jax.ClosedJaxpr = eqx.field(static=True)
     parameter_names: tuple[str, ...] = eqx.field(static=True)
-    in_tree: PyTreeDef = eqx.field(static=True)
-    out_tree: PyTreeDef = eqx.field(static=True)
+    in_tree: Any = eqx.field(static=True)
+    out_tree: Any = eqx.field(static=True)
     name: str = eqx.field(static=True, default="program")
     exported: _Exported | None = eqx.field(static=True, default=None)
 
@@ -314,7 +314,7 @@ class Program(eqx.Module):
         jaxpr: _jax.ClosedJaxpr,
         names: tuple[str, ...],
         parameters: Mapping[str, Any],
-        out_tree: PyTreeDef,
+        out_tree: Any,
     ) -> Program:
         unwanted = [False] * len(names) + [True] * (len(jaxpr.in_avals) - len(names))
         jaxpr, used = _jax.remove_dead(jaxpr, keep_inputs=unwanted)
@@ -373,7 +373,7 @@ def _converted(where: str, leaf: Any, spec: jax.ShapeDtypeStruct, sizes: dict[st
         leaf = np.asarray(leaf)
         dtype = jax.dtypes.canonicalize_dtype(leaf.dtype)
     if dtype != spec.dtype:
-        same_kind = not jax.dtypes.issubdtype(dtype, jax.dtypes.extended) and np.can_cast(
+        same_kind = not jax.numpy.issubdtype(dtype, jax.dtypes.extended) and np.can_cast(
             dtype, spec.dtype, casting="same_kind"
         )
         if not same_kind:
