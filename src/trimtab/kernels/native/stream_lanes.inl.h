@@ -420,7 +420,7 @@ struct Sweep {
   int64_t configurations;
   const int64_t *depth, *latency, *interval;
   int64_t *cycles, *status;
-  bool atomic;
+  bool atomic, forward;
 
   int64_t last(int64_t group) const { return smaller(configurations, (group + 1) * kLanes) - 1; }
 
@@ -433,6 +433,7 @@ struct Sweep {
       latencies[lane] = latency + c * d.fifo_count;
       intervals[lane] = interval + c * d.unit_count;
     }
+    if (forward) return run_singly(group, depths, latencies, intervals);
     Array<int64_t> smallest;
     if (!smallest.resize(d.fifo_count)) return "not enough memory for this sweep";
     for (int64_t f = 0; f < d.fifo_count; ++f) {
@@ -493,7 +494,8 @@ struct Sweep {
 };
 
 // Arguments: the network (its depths, latencies and intervals are ignored), then per configuration
-// depths [c, f], latencies [c, f] and intervals [c, u]. Results: cycles [c], status [c].
+// depths [c, f], latencies [c, f] and intervals [c, u]. Results: cycles [c], status [c]. With
+// fast_forward, configurations run one by one and step over repetitions: better for long runs.
 const char* sweep(const Call& call) {
   Sweep s;
   if (const char* problem = read_description(call, &s.d)) return problem;
@@ -506,6 +508,7 @@ const char* sweep(const Call& call) {
   s.status = static_cast<int64_t*>(call.results[1].data);
   s.configurations = elements(call.results[0]);
   s.atomic = integer_attribute(call, "atomic", 1) != 0;
+  s.forward = integer_attribute(call, "fast_forward", 0) != 0;
   const int64_t groups = ceil_div(s.configurations, kLanes);
   const char** problems = static_cast<const char**>(calloc(groups + 1, sizeof(char*)));
   if (problems == nullptr) return "not enough memory for this sweep";

@@ -66,6 +66,7 @@ def sweep(
     latencies: np.ndarray | None = None,
     intervals: np.ndarray | None = None,
     fork: Fork = "atomic",
+    fast_forward: bool | None = None,
 ) -> np.ndarray:
     """Simulate many configurations of one network, eight at a time in vector lanes.
 
@@ -75,6 +76,8 @@ def sweep(
         latencies: ``[configuration, fifo]`` cycles from a firing to its visible token.
         intervals: ``[configuration, unit]`` cycles between firings.
         fork: see :func:`simulate`.
+        fast_forward: step over exact repetitions in place of using vector lanes; by default where
+            a run moves more than 100,000 tokens.
 
     Returns:
         Cycles of each configuration, -1 for a deadlock.
@@ -91,7 +94,11 @@ def sweep(
     if _native():
         from trimtab.simulate.stream.native import sweep_native
 
-        return sweep_native(network, table, latencies, intervals, fork=fork)
+        if fast_forward is None:
+            fast_forward = sum(network.tokens(fifo) for fifo in network.fifos) > 100_000
+        return sweep_native(
+            network, table, latencies, intervals, fork=fork, fast_forward=fast_forward
+        )
     return np.array(
         [
             _cycles(_configured(network, row, latencies, intervals, index), fork)

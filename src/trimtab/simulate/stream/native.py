@@ -162,6 +162,7 @@ def sweep_native(
     intervals: np.ndarray | None = None,
     *,
     fork: str = "atomic",
+    fast_forward: bool = False,
 ) -> np.ndarray:
     """Return the cycles of many configurations at once; -1 for a deadlock.
 
@@ -169,6 +170,7 @@ def sweep_native(
         depths: ``[configuration, fifo]``, negative for no limit.
         latencies: ``[configuration, fifo]``; those of the network by default.
         intervals: ``[configuration, unit]``; those of the network by default.
+        fast_forward: run one by one with exact fast-forward in place of vector lanes.
     """
     arrays = encode(network)
     count = len(depths)
@@ -181,6 +183,10 @@ def sweep_native(
     ]
     cycles, status = np.zeros((2, count), np.int64)
     run_stream_engine(
-        "stream_sweep", [*arrays, *configurations], [cycles, status], atomic=int(fork == "atomic")
+        "stream_sweep",
+        [*arrays, *configurations],
+        [cycles, status],
+        atomic=int(fork == "atomic"),
+        fast_forward=int(fast_forward),
     )
     return np.where(status == _FINISHED, cycles, -1)

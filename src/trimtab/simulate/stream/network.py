@@ -57,6 +57,8 @@ class Unit:
             :mod:`trimtab.simulate.stream.behaviour`); such a unit has no fixed rates.
         function: values: maps one firing's input tokens to its output tokens.
         divisions: divisions per firing, for the cost of a rewrite.
+        warmup: firings beyond those that keep pace with the stream (a delay line's first and
+            last ones).
     """
 
     name: str
@@ -69,6 +71,7 @@ class Unit:
     behaviour: Any = None
     function: Callable[..., Any] | None = None
     divisions: int = 0
+    warmup: int = 0
 
 
 @dataclass(frozen=True)
@@ -216,6 +219,7 @@ class NetworkBuilder:
         behaviour: Any = None,
         function: Callable[..., Any] | None = None,
         divisions: int = 0,
+        warmup: int = 0,
     ) -> Stream:
         """Add a unit and return its output.
 
@@ -234,7 +238,7 @@ class NetworkBuilder:
             dict(
                 name=self._unique(name), kind=kind, firings=firings, interval=interval,
                 latency=latency, inputs=[], outputs=[], memory_bits=memory_bits,
-                behaviour=behaviour, function=function, divisions=divisions,
+                behaviour=behaviour, function=function, divisions=divisions, warmup=warmup,
             )
         )  # fmt: skip
         for entry in inputs:
