@@ -149,7 +149,12 @@ def _values(node: Node) -> list[int]:
 
 
 def _common(names: Sequence[str]) -> str:
-    return os.path.commonprefix(list(names)).rstrip("/") or names[0].split("/")[0]
+    shared = []
+    for parts in zip(*(name.split("/") for name in names)):
+        if len(set(parts)) > 1:
+            break
+        shared.append(parts[0])
+    return "/".join(shared) or names[0].split("/")[0]
 
 
 def _level(
@@ -259,11 +264,13 @@ def _lanes(
     lane_of = {}
     for edge in edges:
         low, high = row_of[edge[0]], row_of[edge[1]]
-        for lane, spans in enumerate(taken):
-            if all(high <= start or low >= end for start, end in spans):
-                break
-        else:
-            lane = len(taken)
+        free = (
+            lane
+            for lane, spans in enumerate(taken)
+            if all(high <= start or low >= end for start, end in spans)
+        )
+        lane = next(free, len(taken))
+        if lane == len(taken):
             taken.append([])
         taken[lane].append((low, high))
         lane_of[edge] = lane
