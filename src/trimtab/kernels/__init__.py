@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from trimtab.kernels.binding import Kernel as Kernel
     from trimtab.kernels.binding import kernel as kernel
     from trimtab.kernels.binding import reference_only as reference_only
+    from trimtab.kernels.fourier import fourier_mix as fourier_mix
+    from trimtab.kernels.fourier import fourier_mix_residual_norm as fourier_mix_residual_norm
     from trimtab.kernels.normalization import layer_norm as layer_norm
 
 # Public name -> module that defines it; loaded on first use, since most need JAX.
@@ -31,6 +33,8 @@ _EXPORTS = {
     "available_isas": "_library",
     "bias_gelu": "activation",
     "cpu_features": "_library",
+    "fourier_mix": "fourier",
+    "fourier_mix_residual_norm": "fourier",
     "kernel": "binding",
     "layer_norm": "normalization",
     "reference_only": "binding",
@@ -41,7 +45,7 @@ _EXPORTS = {
 }
 
 # Modules that bind kernels; tests and tools that list all kernels import these.
-KERNEL_MODULES = ("activation", "normalization")
+KERNEL_MODULES = ("activation", "fourier", "normalization")
 
 __all__ = ["KERNEL_MODULES", *_EXPORTS]
 

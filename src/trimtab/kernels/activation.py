@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from trimtab.errors import ShapeError
 from trimtab.kernels.binding import kernel
+from trimtab.kernels.normalization import as_rows
 
 _ROOT = 2 * math.sqrt(2 / math.pi)
 _CUBIC = 0.044715
@@ -78,7 +79,4 @@ def bias_gelu(x: Any, bias: Any):
             f"bias_gelu got x of shape {tuple(x.shape)} and bias {tuple(bias.shape)}; the bias "
             "must be as long as the last axis of x."
         )
-    count = 1
-    for length in x.shape[:-1]:
-        count *= length
-    return bias_gelu_kernel(x.reshape((count, x.shape[-1])), bias).reshape(x.shape)
+    return bias_gelu_kernel(as_rows(x), bias).reshape(x.shape)

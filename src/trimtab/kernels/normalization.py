@@ -7,6 +7,7 @@ models keep 1e-12, which matters for constant rows. The gradient keeps nothing b
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -156,17 +157,15 @@ def layer_norm(x: Any, scale: Any, bias: Any, *, residual: Any = None, epsilon: 
             f"layer_norm got a residual of shape {tuple(residual.shape)} for x of shape "
             f"{tuple(x.shape)}; pass one of the same shape."
         )
-    rows = _as_rows(x, size)
+    rows = as_rows(x)
     if residual is None:
         out = layer_norm_kernel(rows, scale, bias, epsilon=float(epsilon))
     else:
-        added = _as_rows(residual, size)
+        added = as_rows(residual)
         out = residual_layer_norm_kernel(rows, added, scale, bias, epsilon=float(epsilon))
     return out.reshape(x.shape)
 
 
-def _as_rows(x: Any, size: int) -> Any:
-    count = 1
-    for length in x.shape[:-1]:
-        count *= length
-    return x.reshape((count, size))
+def as_rows(x: Any) -> Any:
+    """Every axis but the last as one, for either framework and for empty arrays too."""
+    return x.reshape((math.prod(x.shape[:-1]), x.shape[-1]))

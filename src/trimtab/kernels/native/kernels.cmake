@@ -22,6 +22,7 @@ set(TRIMTAB_FLAGS_amx ${TRIMTAB_FLAGS_avx512} -mamx-tile -mamx-bf16 -mamx-int8)
 
 trimtab_kernel(normalization)
 trimtab_kernel(activation)
+trimtab_kernel(optimizer)
 trimtab_kernel(fourier SUPPORT fourier_plan.cpp)
 trimtab_kernel(stream_worklist ISAS scalar avx2)
 trimtab_kernel(stream_lanes)

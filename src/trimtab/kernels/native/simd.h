@@ -218,7 +218,7 @@ void narrow(const float* from, T* to, int64_t size) {
 }
 
 // A float32 copy of a small array (parameters) in the caller's scratch slot.
-const float* as_float32(const Buffer& buffer, int slot) {
+[[maybe_unused]] const float* as_float32(const Buffer& buffer, int slot) {
   const int64_t size = elements(buffer);
   float* copy = static_cast<float*>(
       trimtab::scratch(static_cast<size_t>(size) * sizeof(float), slot));
