@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -22,6 +22,7 @@ BUCKETS = (1, 8, 32, 64, 128, 256, 512)
 ENGINES = ("auto", "native", "jax")
 
 
+@runtime_checkable
 class Engine(Protocol):
     """Runs tokens of several sequences (slots) against one key-value cache.
 

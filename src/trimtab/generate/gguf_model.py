@@ -429,7 +429,24 @@ def _metadata(model: Checkpoint) -> dict[str, Any]:
     if config.rotary.linear_factor != 1.0:
         fields[f"{prefix}.rope.scaling.type"] = "linear"
         fields[f"{prefix}.rope.scaling.factor"] = float(config.rotary.linear_factor)
+    _refuse_unsayable(config)
     window = max(config.layer_windows)
     if window:
         fields[f"{prefix}.attention.sliding_window"] = window
     return fields
+
+
+def _refuse_unsayable(config: DecoderConfig) -> None:
+    """Raise for settings that readers of the architecture take from their code, not the file."""
+    assert config.score_scale is not None
+    if not math.isclose(config.score_scale, config.head_dim**-0.5, rel_tol=1e-6):
+        raise UnsupportedError(
+            f"The score scale {config.score_scale:g} is not 1/sqrt(head_dim), and a GGUF file has "
+            "no field that its readers would take it from."
+        )
+    window = max(config.layer_windows)
+    gemma = config.architecture == "gemma3"
+    if gemma and config.layer_windows != every_sixth_global(config.layers, window):
+        raise UnsupportedError("GGUF readers expect every sixth layer of Gemma 3 to be global.")
+    if not gemma and window and config.architecture != "llama":
+        raise UnsupportedError(f"GGUF readers ignore windows of {config.architecture} models.")

@@ -463,7 +463,7 @@ def write_config(model: Checkpoint) -> dict[str, Any]:
         settings["use_sliding_window"] = True
     if config.architecture == "gemma3":
         assert config.score_scale is not None and config.local_rotary is not None
-        settings["query_pre_attn_scalar"] = config.score_scale**-2
+        settings["query_pre_attn_scalar"] = round(config.score_scale**-2)
         settings["rope_local_base_freq"] = config.local_rotary.base
         settings["hidden_activation"] = "gelu_pytorch_tanh"
     return settings
