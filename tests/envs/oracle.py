@@ -36,6 +36,8 @@ class Peer:
         lanes, steps: size of the recorded trajectories.
         illegal: share of actions drawn without looking at the mask.
         legal_only: parts that are compared after legal actions only.
+        skip_last: do not compare observations and states of last steps.
+        check: ``(env, state, action, draw) -> flags``, true where the draw was possible.
     """
 
     id: str
@@ -49,6 +51,8 @@ class Peer:
     steps: int = 64
     illegal: float = 0.05
     legal_only: tuple[str, ...] = ()
+    skip_last: bool = False
+    check: Callable[[Any, Any, Any, Any], Any] | None = None
 
     def ours(self) -> Any:
         """Our environment with the peer's conventions."""
@@ -149,6 +153,7 @@ def differences(peer: Peer, records: dict[str, Any]) -> list[str]:
     """What differs between the peer's transitions and ours, a line each; empty when all agree."""
     env = peer.ours()
     count = records["reward"].shape[0]
+    draw = None
     shapes = jax.eval_shape(env.reset, jax.random.key(0))
     state = rebuild(shapes[0], records["state"], count)
     action = jnp.asarray(records["action"], env.action_spec.dtype)
@@ -171,14 +176,31 @@ def differences(peer: Peer, records: dict[str, Any]) -> list[str]:
         "extras": dict(timestep.extras),
     }
     theirs = {name: records[name] for name in ours}
+    compared = np.ones(count, bool)
+    parts = peer.legal_only
     if peer.legal_only:
-        mask = jnp.asarray(records["state"]["action_mask"])
-        legal = np.asarray(jax.vmap(lambda flags, act: flags[tuple(act)])(mask, action))
-        for part in peer.legal_only:
-            select = lambda leaf: np.asarray(leaf)[legal]  # noqa: E731
-            ours[part] = jax.tree.map(select, ours[part])
-            theirs[part] = jax.tree.map(select, theirs[part])
-    return list(_compare(peer, ours, theirs, ""))
+        compared = _legal(env, state, action)
+    if peer.skip_last:
+        compared, parts = records["step_type"] != 2, ("next_state", "observation")
+    for part in parts:
+        ours[part], theirs[part] = jax.tree.map(
+            lambda leaf: np.asarray(leaf)[compared], (ours[part], theirs[part])
+        )
+    problems = list(_compare(peer, ours, theirs, ""))
+    if peer.check is not None and not peer.check(env, state, action, draw).all():
+        problems.append("a draw of the peer was impossible for us")
+    return problems
+
+
+def _legal(env: Any, state: Any, action: Any) -> np.ndarray:
+    """Which actions were legal, from the mask that belongs to the state before."""
+    if hasattr(state, "action_mask"):
+        mask = state.action_mask
+    elif hasattr(env, "_observe"):
+        mask = jax.vmap(env._observe)(state).action_mask
+    else:
+        mask = ~state.visited_mask
+    return np.asarray(jax.vmap(lambda flags, act: flags[tuple(jnp.atleast_1d(act))])(mask, action))
 
 
 def _compare(peer: Peer, ours: Any, theirs: Any, path: str) -> Any:
