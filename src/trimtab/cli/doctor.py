@@ -158,10 +158,7 @@ def _pages(report: Mapping[str, Any]) -> list[Any]:
         ("devices", ", ".join(report["devices"]) or "none"),
         ("python", report["python"]),
         ("kernels", native.strip()),
-        (
-            "cache",
-            f"{cache['folder']}, {_megabytes(cache['bytes'])}" + (f": {parts}" * bool(parts)),
-        ),
+        ("cache", held),
     ]
     pages: list[Any] = [f"[bold]{name:<9}[/]{escape(str(value))}" for name, value in lines]
     pages += ["", _versions(report), "", _extras_table(report), "", _variables(report)]

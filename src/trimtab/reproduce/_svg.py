@@ -58,8 +58,11 @@ def axis_over(
     low, high = min(values), max(values)
     if log and low <= 0:
         raise InputError(f"Figure {title!r}: a logarithmic axis cannot show {low:g}.")
-    if low == high:
-        low, high = (low / 2, high * 2) if log else (low - 0.5, high + 0.5)
+    # A range of nothing, or one lost in rounding, would have no length to divide.
+    reach = max(abs(low), abs(high))
+    if high - low <= 1e-9 * reach or reach < 1e-290:
+        half = reach / 2 if reach > 1e-290 else 0.5
+        low, high = (low / 2, high * 2) if log else (low - half, high + half)
     if log:
         grow = (high / low) ** pad
         low, high = low / grow, high * grow

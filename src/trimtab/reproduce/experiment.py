@@ -7,7 +7,7 @@ import math
 import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, SupportsFloat, runtime_checkable
 
 from trimtab.errors import InputError
 from trimtab.progress import Progress
@@ -50,7 +50,7 @@ class Row:
     def __post_init__(self) -> None:
         if not self.metric:
             raise InputError("A row needs a metric: say in a few words what it compares.")
-        # NumPy and JAX scalars would not survive json.dumps.
+        # NumPy and JAX scalars, which callers may well have, would not survive json.dumps.
         for name in ("paper", "baseline", "ours", "ratio"):
             object.__setattr__(self, name, _plain(getattr(self, name)))
         holds = self.holds if self.holds is None else bool(self.holds)
@@ -71,8 +71,8 @@ def compared(
     metric: str,
     unit: str,
     *,
-    baseline: float,
-    ours: float,
+    baseline: SupportsFloat,
+    ours: SupportsFloat,
     better: Literal["higher", "lower"],
     at_least: float | None = None,
     paper: Value = None,
@@ -99,8 +99,9 @@ def compared(
     >>> compared("step", "ms", baseline=30.0, ours=20.0, better="lower", at_least=1.4).ratio
     1.5
     """
+    baseline, ours = float(baseline), float(ours)
     above, below = (ours, baseline) if better == "higher" else (baseline, ours)
-    ratio = float(above) / float(below) if below else None
+    ratio = above / below if below else None
     if ratio is not None and not math.isfinite(ratio):
         ratio = None
     holds = None if at_least is None else bool(ratio is not None and ratio >= at_least)
@@ -167,6 +168,7 @@ class Result:
         object.__setattr__(self, "figures", tuple(self.figures))
 
 
+@runtime_checkable
 class Run(Protocol):
     """Measure the experiment.
 

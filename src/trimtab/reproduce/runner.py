@@ -10,8 +10,8 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
-from typing import IO, Any
+from collections.abc import Iterable, Sequence
+from typing import Any, TextIO
 
 from trimtab.errors import DeviceError, MissingExtraError, TrimtabError
 from trimtab.progress import Progress, silent
@@ -51,7 +51,11 @@ def run_isolated(
     with (
         tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log,
         subprocess.Popen(
-            arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True
+            arguments,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            encoding="utf-8",
         ) as process,
     ):
         try:
@@ -114,7 +118,7 @@ def run_here(
     )
 
 
-def _listen(lines: IO[str], progress: Progress) -> dict[str, Any] | None:
+def _listen(lines: Iterable[str], progress: Progress) -> dict[str, Any] | None:
     """Pass progress on until the line with the result; None if the process ends without one."""
     for line in lines:
         message = json.loads(line)
@@ -144,7 +148,7 @@ def _one_line(error: BaseException) -> str:
     return text if isinstance(error, TrimtabError) else f"{type(error).__name__}: {text}"
 
 
-def _serve(name: str, seed: int, full: bool, stream: IO[str]) -> None:
+def _serve(name: str, seed: int, full: bool, stream: TextIO) -> None:
     """Run one experiment in this process and write JSON lines for the one that waits."""
 
     def send(message: dict[str, Any]) -> None:
