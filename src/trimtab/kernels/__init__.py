@@ -24,12 +24,15 @@ if TYPE_CHECKING:
     from trimtab.kernels.fourier import fourier_mix as fourier_mix
     from trimtab.kernels.fourier import fourier_mix_residual_norm as fourier_mix_residual_norm
     from trimtab.kernels.normalization import layer_norm as layer_norm
+    from trimtab.kernels.optimizer import adam_step as adam_step
+    from trimtab.kernels.optimizer import vr_adam_step as vr_adam_step
 
 # Public name -> module that defines it; loaded on first use, since most need JAX.
 # No module may be named like a public function: importing it would hide the function.
 _EXPORTS = {
     "Kernel": "binding",
     "active_isa": "_library",
+    "adam_step": "optimizer",
     "available_isas": "_library",
     "bias_gelu": "activation",
     "cpu_features": "_library",
@@ -42,10 +45,11 @@ _EXPORTS = {
     "thread_count": "_library",
     "use_isa": "_library",
     "use_threads": "_library",
+    "vr_adam_step": "optimizer",
 }
 
 # Modules that bind kernels; tests and tools that list all kernels import these.
-KERNEL_MODULES = ("activation", "fourier", "normalization")
+KERNEL_MODULES = ("activation", "fourier", "normalization", "optimizer")
 
 __all__ = ["KERNEL_MODULES", *_EXPORTS]
 

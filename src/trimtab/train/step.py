@@ -189,10 +189,17 @@ class TrainingStep:
         if self.groups is not None:
             extra["sum_sq_diff_grads"] = statistics.squared_deviations
             extra["sample_size"] = statistics.count
-        updates, optimizer_state = self.optimizer.update(
-            gradient, state.optimizer_state, parameters, **extra
-        )
-        parameters = eqx.apply_updates(parameters, updates)
+        # Fused optimizers write parameters in place; the others return what to add.
+        fused = getattr(self.optimizer, "apply", None)
+        if fused is not None:
+            parameters, optimizer_state = fused(
+                gradient, state.optimizer_state, parameters, **extra
+            )
+        else:
+            updates, optimizer_state = self.optimizer.update(
+                gradient, state.optimizer_state, parameters, **extra
+            )
+            parameters = eqx.apply_updates(parameters, updates)
         average = state.average
         if self.ema_decay is not None:
             # The first steps weigh more, so that the average forgets the initial parameters.

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from trimtab.train.optimizers.advisor import choose_groups as choose_groups
     from trimtab.train.optimizers.aggregator import trust_ratio as trust_ratio
     from trimtab.train.optimizers.aggregator import vr_aggregator as vr_aggregator
+    from trimtab.train.optimizers.fused import fused_adam as fused_adam
+    from trimtab.train.optimizers.fused import fused_vr_adam as fused_vr_adam
     from trimtab.train.optimizers.registry import OPTIMIZERS as OPTIMIZERS
     from trimtab.train.optimizers.registry import optimizer_named as optimizer_named
     from trimtab.train.optimizers.telemetry import layer_signals as layer_signals
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "advisor": ("BatchAdvice", "advise", "choose_groups"),
     "aggregator": ("trust_ratio", "vr_aggregator"),
+    "fused": ("fused_adam", "fused_vr_adam"),
     "registry": ("OPTIMIZERS", "optimizer_named"),
     "telemetry": ("layer_signals", "layer_telemetry", "noise_metrics", "sign_flip_test"),
     "signal_to_noise": ("VrState", "gradient_ratios", "vr"),
