@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -73,17 +73,17 @@ def matches(path: str, patterns: str) -> bool:
     >>> matches("blocks/0/attention/query", "blocks/*,!*/key")
     True
     """
-    selected = False
+    return matches_any([path], patterns)
+
+
+def matches_any(paths: Sequence[str], patterns: str) -> bool:
+    """Say whether one of the paths is selected and none is excluded; see :func:`matches`."""
     parts = [part.strip() for part in patterns.split(",") if part.strip()]
-    if all(part.startswith("!") for part in parts):
-        selected = True
-    for part in parts:
-        if part.startswith("!"):
-            if _glob(path, part[1:]):
-                return False
-        elif _glob(path, part):
-            selected = True
-    return selected
+    wanted = [part for part in parts if not part.startswith("!")] or ["**"]
+    unwanted = [part[1:] for part in parts if part.startswith("!")]
+    return any(_glob(path, part) for path in paths for part in wanted) and not any(
+        _glob(path, part) for path in paths for part in unwanted
+    )
 
 
 def _glob(path: str, pattern: str) -> bool:
@@ -105,7 +105,7 @@ def select(sites: list[Site], kind: str | None, glob: str) -> list[Site]:
         site
         for site in sites
         if (kind is None or site.kind == kind)
-        and (matches(site.path, glob) or any(matches(p, glob) for p in site.parameters.values()))
+        and matches_any([site.path, *site.parameters.values()], glob)
     ]
 
 

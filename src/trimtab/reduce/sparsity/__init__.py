@@ -1,0 +1,9 @@
+"""Unstructured and grouped sparsity: pruning, packing and recovery."""
+
+from trimtab.reduce.sparsity.pruning import Keep as Keep
+from trimtab.reduce.sparsity.pruning import magnitude_mask as magnitude_mask
+from trimtab.reduce.sparsity.pruning import prune as prune
+from trimtab.reduce.sparsity.pruning import sparsegpt as sparsegpt
+from trimtab.reduce.sparsity.pruning import wanda_mask as wanda_mask
+from trimtab.reduce.sparsity.rewrite import Sparsify as Sparsify
+from trimtab.reduce.sparsity.rewrite import sparsify as sparsify
