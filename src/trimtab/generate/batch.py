@@ -47,6 +47,7 @@ class Request:
         stops: texts that end generation.
         top: how many alternatives to report for each token; None reports no log-probabilities.
         echo: report log-probabilities of the prompt too.
+        echo_start: first prompt token to report; pages before it may come from the prefix cache.
         grammar: constraint source from :mod:`trimtab.generate.grammar`, or None.
         ignore_end: do not stop at the model's end tokens.
         choice: number of this answer among several to the same prompt; draws differ by it.
@@ -59,6 +60,7 @@ class Request:
     stops: tuple[str, ...] = ()
     top: int | None = None
     echo: bool = False
+    echo_start: int = 0
     grammar: str | None = None
     ignore_end: bool = False
     choice: int = 0
@@ -130,7 +132,7 @@ class Running:
         self.constraint: Constraint | None = None
         seed = request.options.seed
         self.seed = secrets.randbits(63) if seed is None else seed
-        self.logits_before: np.ndarray | None = None
+        self.row_before: np.ndarray | None = None
         self.hidden_sum: np.ndarray | None = None
         self.emit = emit
 
@@ -309,8 +311,8 @@ class Batch:
                 running = self._waiting.popleft()
             running.slot = self._free.pop()
             running.timing.admitted = time.monotonic()
-            if not running.request.echo and not running.request.embed:
-                running.reused = self.prefix.restore(running.slot, running.tokens)
+            if not running.request.embed:
+                running.reused = self.prefix.restore(running.slot, _reusable(running))
                 running.done = running.reused
             self._running.append(running)
 
@@ -327,22 +329,18 @@ class Batch:
                 count = min(count, logit_room)
             if count < 1:
                 break
-            finished = count == left
-            wanted = count if running.request.echo and left > 1 else int(finished)
-            if wanted > logit_room and plan:
-                break
-            plan.append((running, running.done, running.done + count, wanted))
+            end = running.done + count
+            wanted = max(_echoed_rows(running, running.done, end), int(count == left))
+            plan.append((running, running.done, end, wanted))
             room -= count
-            logit_room -= wanted
-            if running.request.echo and logit_room < 1:
-                break
+            logit_room = max(0, logit_room - wanted)
         return plan
 
     def _advance(self, running: Running, start: int, stop: int, logits: np.ndarray) -> None:
         request = running.request
         in_prompt = max(0, min(stop, running.prompt_length) - start)
         self.prompt_tokens += in_prompt
-        if request.echo and start < running.prompt_length:
+        if _echoed_rows(running, start, stop):
             self._echo(running, start, stop, logits)
         if stop < len(running.tokens):
             return
@@ -353,18 +351,18 @@ class Batch:
 
     def _echo(self, running: Running, start: int, stop: int, logits: np.ndarray) -> None:
         """Report the prompt tokens of a chunk; each is predicted by the row before it."""
-        top = running.request.top or 0
-        logs = []
-        rows = log_softmax(logits)
-        for position in range(start, stop):
+        first, top = stop - len(logits), running.request.top or 0
+        rows, logs = log_softmax(logits), []
+        for position in range(max(start, running.request.echo_start), stop):
             token = running.tokens[position]
-            before = running.logits_before if position == start else rows[position - start - 1]
+            row = position - 1 - first
+            before = rows[row] if row >= 0 else running.row_before
             if before is None:
                 logs.append(TokenLog(token, None))
                 continue
             best = tuple(top_log_probabilities(before, top))
             logs.append(TokenLog(token, float(before[token]), best))
-        running.logits_before = rows[-1].copy()
+        running.row_before = rows[-1].copy()
         running.emit(Event(logs=tuple(logs)))
 
     def _sample(self, running: Running, logits: np.ndarray) -> None:
@@ -410,6 +408,20 @@ class Batch:
             running.slot = -1
         rest = running.stream.finish()
         running.emit(dataclasses.replace(event, text=event.text + rest, finish=reason))
+
+
+def _reusable(running: Running) -> list[int]:
+    """Return the tokens whose keys may come from the prefix cache, and one more."""
+    if running.request.echo:
+        return running.tokens[: running.request.echo_start]
+    return running.tokens
+
+
+def _echoed_rows(running: Running, start: int, stop: int) -> int:
+    """Return how many rows before ``stop`` predict or end the reported part of the prompt."""
+    if not running.request.echo or start >= running.prompt_length:
+        return 0
+    return max(0, stop - max(start, running.request.echo_start - 1))
 
 
 def _layout(
