@@ -281,7 +281,6 @@ class _Lowering:
 
     def running(self, operation: Operation) -> None:
         """A statistic carried by a scan, and accumulators that are corrected as it moves."""
-        streams = operation.params["streams"]
         operand = operation.inputs[0]
         axis = int(operation.params["axes"][0])
         order = [a for a in self.axes_in_order(operand) if a != axis] + [axis]
@@ -291,12 +290,13 @@ class _Lowering:
         kept = [a for a in range(len(operand.shape)) if a != axis]
         scan = self.unit(
             operation,
-            [(element, nest) for element in operation.inputs[:streams]],
+            [(operand, nest)],
             firings,
             kind="scan",
             name="running statistic",
             latency=operation.params["latency"](self.hardware),
-            bits=value_bits(operand),
+            bits=2 * value_bits(operand),
+            memory_bits=value_bits(operand),
         )
         out_order = [kept.index(a) for a in order if a != axis]
         last = Stream(scan.unit, last_of(length), value_bits(operand))
@@ -307,24 +307,26 @@ class _Lowering:
     def _accumulator(
         self, operation: Operation, position: int, output: Value, scan: Stream, order: list[int]
     ) -> None:
-        operand, streams = operation.inputs[0], operation.params["streams"]
+        operand = operation.inputs[0]
         axis = int(operation.params["axes"][0])
-        weights_at = operation.params["weights"][position]
-        inputs: list[tuple[Stream, Rate]] = [(scan, Rate()), (scan, Rate())]
+        product = operation.params["products"][position]
+        # One token holds the correction and the weight side by side.
+        inputs: list[tuple[Stream, Rate]] = [(scan, Rate())]
         memory_bits = 0
         row_axes = [a for a in order if a != axis]
-        out_order = operation.params["out_axes"](position, row_axes)
-        if weights_at is not None:
-            weights = operation.inputs[streams + weights_at]
-            feed = self.streams.feed(weights, operation.params["weight_nest"](position, order))
+        out_order = [_kept(a, axis) if product is None else product.result_axis(a) for a in row_axes]
+        if product is not None:
+            pairs = dict(product.batch) | {axis: product.contract}
+            weights = operation.inputs[operation.params["weights"][position]]
+            feed = self.streams.feed(weights, [(pairs.get(a), operand.shape[a]) for a in order])
             memory_bits = feed.memory_bits
             if feed.stream is not None:
                 inputs.append((feed.stream, feed.rate))
         bits = token_bits(output, out_order)
         stream = self.builder.unit(
-            "running sum" if weights_at is None else "running product",
+            "running sum" if product is None else "running product",
             inputs,
-            kind="reduce" if weights_at is None else "memreduce",
+            kind="reduce" if product is None else "memreduce",
             rate=last_of(operand.shape[axis]),
             firings=math.prod(operand.shape[a] for a in order),
             latency=self.hardware.default,
@@ -333,6 +335,11 @@ class _Lowering:
             memory_bits=memory_bits + bits,
         )
         self.streams.put(output, stream, out_order)
+
+
+def _kept(axis: int, reduced: int) -> int:
+    """The number of an axis once another one is gone."""
+    return axis - (axis > reduced)
 
 
 Handler = Callable[[_Lowering, Operation], None]

@@ -38,7 +38,7 @@ SOURCES = frozenset(
 )
 LOOPS = frozenset({"scan", "while"})
 # Made by the rewrites of this package.
-OWN = frozenset({"running_reduce"})
+OWN = frozenset({"running_reduce", "restream"})
 
 SUPPORTED = (
     ELEMENTWISE

@@ -7,6 +7,7 @@ the rows of a matrix product. Features that only matrix products touch are lanes
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trimtab.simulate.stream.dataflow import Constant, Dataflow, Operand, Operation
@@ -175,8 +176,10 @@ class Roles:
                         self._unite(operand, axis, output, axis)
             if name in CUMULATIVE:
                 self._mark_core(operation.inputs[0], {int(operation.params["axis"])})
-        elif name in REDUCTIONS or name == "running_reduce":
+        elif name in REDUCTIONS:
             self._link_reduction(operation)
+        elif name == "running_reduce":
+            self._link_running(operation)
         elif name == "dot_general":
             self._link_product(operation)
         elif name == "sort":
@@ -184,25 +187,33 @@ class Roles:
 
     def _link_reduction(self, operation: Operation) -> None:
         axes = {int(axis) for axis in operation.params["axes"]}
-        streamed = operation.inputs[: operation.params.get("streams", 1)]
-        for operand in streamed:
-            self._mark_core(operand, axes)
-            for axis in range(len(operand.shape)):
-                self._unite(operand, axis, streamed[0], axis)
-        kept = [axis for axis in range(len(streamed[0].shape)) if axis not in axes]
-        for output in operation.outputs:
-            for position, axis in enumerate(kept[: len(output.shape)]):
-                self._unite(streamed[0], axis, output, position)
-        for weights in operation.inputs[len(streamed) :]:
-            self._link_weights(operation, streamed[0], weights)
+        operand = operation.inputs[0]
+        self._mark_core(operand, axes)
+        kept = [axis for axis in range(len(operand.shape)) if axis not in axes]
+        self._unite_rows(operand, kept, operation.outputs[0], range(len(kept)))
 
-    def _link_weights(self, operation: Operation, streamed: Operand, weights: Operand) -> None:
-        axis = int(operation.params["axes"][0])
-        self._unite(streamed, axis, weights, int(operation.params["contract"]))
-        for batch, own in zip(operation.params["batch"], operation.params["weight_batch"]):
-            self._unite(streamed, int(batch), weights, int(own))
-        for lane in operation.params["lanes"]:
-            self._mark(weights, int(lane), "lane")
+    def _link_running(self, operation: Operation) -> None:
+        streamed, axis = operation.inputs[0], int(operation.params["axes"][0])
+        self._mark_core(streamed, {axis})
+        rows = [a for a in range(len(streamed.shape)) if a != axis]
+        self._unite_rows(streamed, rows, operation.outputs[0], range(len(rows)))
+        for output, product in zip(operation.outputs[1:], operation.params["products"]):
+            if product is None:
+                self._unite_rows(streamed, rows, output, range(len(rows)))
+                continue
+            places = [product.result_axis(row) for row in rows]
+            self._unite_rows(streamed, rows, output, places)
+            for lane in set(range(len(output.shape))) - set(places):
+                self._mark(output, lane, "lane")
+            self._unite(streamed, axis, product.other, product.contract)
+            self._unite_rows(streamed, [b[0] for b in product.batch], product.other,
+                             [b[1] for b in product.batch])
+
+    def _unite_rows(
+        self, one: Operand, axes: Sequence[int], other: Operand, other_axes: Sequence[int]
+    ) -> None:
+        for axis, other_axis in zip(axes, other_axes):
+            self._unite(one, axis, other, other_axis)
 
     def _mark_core(self, operand: Operand, axes: set[int]) -> None:
         for axis in range(len(operand.shape)):
