@@ -58,7 +58,7 @@ def turn_table(size: int) -> np.ndarray:
     index = {tuple(point): number for number, point in enumerate(points)}
     turns = []
     for face in range(6):
-        axis, sign = np.flatnonzero(_NORMALS[face])[0], _NORMALS[face].sum()
+        axis, sign = int(np.flatnonzero(_NORMALS[face])[0]), int(_NORMALS[face].sum())
         for depth in range(size // 2):
             layer = size - 1 - 2 * depth
             in_layer = points[:, axis] * sign == layer
