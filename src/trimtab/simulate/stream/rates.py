@@ -103,4 +103,16 @@ def traced(counts: Iterable[int]) -> Rate:
         return EVERY
     starts = np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]]))
     lengths = np.diff(np.append(starts, values.size))
-    return Rate(tuple(zip(lengths.tolist(), values[starts].tolist())))
+    runs = tuple(zip(lengths.tolist(), values[starts].tolist()))
+    if len(runs) == 1:
+        return Rate(((1, runs[0][1]),))
+    return Rate(runs[: _repetition(runs)])
+
+
+def _repetition(runs: tuple[tuple[int, int], ...]) -> int:
+    """The smallest number of leading runs that the whole list repeats."""
+    table = np.array(runs)
+    for period in range(1, len(runs) // 2 + 1):
+        if len(runs) % period == 0 and (table[period:] == table[:-period]).all():
+            return period
+    return len(runs)
