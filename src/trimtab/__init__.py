@@ -19,6 +19,7 @@ _EXPORTS = {
     "capture": "trimtab.graph",
     "compare": "trimtab.graph",
     "load": "trimtab.graph",
+    "stream": "trimtab.simulate",
 }
 
 __all__ = ["__version__", *_EXPORTS]

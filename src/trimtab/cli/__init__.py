@@ -40,6 +40,8 @@ class Verb:
 # In the order of the help page. A new verb is a file beside this one and a line here.
 VERBS: tuple[Verb, ...] = (
     Verb("reproduce", "Run published experiments beside their baselines.", "Experiments"),
+    Verb("train", "Train a model by a recipe and a configuration.", "Experiments"),
+    Verb("simulate", "Run a program on hardware that you do not have.", "Experiments"),
     Verb("generate", "Continue a text with a language model.", "Language models"),
     Verb("chat", "Talk with a language model.", "Language models"),
     Verb("serve", "Serve a language model to OpenAI clients.", "Language models"),

@@ -72,5 +72,7 @@ class Run:
 
     @property
     def efficiency(self) -> float:
-        """Ideal cycles of the busiest unit, as a share of the cycles taken."""
+        """Ideal cycles of the busiest unit, as a share of the cycles taken; 0 in a deadlock."""
+        if not self.completed:
+            return 0.0
         return self.network.ideal_cycles / self.cycles if self.cycles else 1.0

@@ -9,7 +9,7 @@ import numpy as np
 
 from trimtab.simulate.stream.display.timeline import busy_spans
 from trimtab.simulate.stream.network import Network
-from trimtab.simulate.stream.report import Report
+from trimtab.simulate.stream.reporting import Report
 
 _STYLE = """
 :root{color-scheme:light dark;--ink:#1b1f24;--soft:#6a737d;--line:#d0d7de;--paper:#fff;

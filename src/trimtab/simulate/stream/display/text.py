@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from trimtab.simulate.stream.report import Report
+from trimtab.simulate.stream.reporting import Report
 
 
 def as_text(report: Report) -> str:
