@@ -1,0 +1,67 @@
+"""The README and the docs agree with the package, and the site builds without a warning."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trimtab.reproduce import SYSTEMS
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [page for page in PAGES if "_build" not in page.parts]
+LANDED = [system.name for system in SYSTEMS if system.available]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_to_a_file_leads_to_one(page):
+    for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
+        if not target.startswith(("http://", "https://", "mailto:")):
+            assert (page.parent / target).exists(), target
+
+
+def test_the_first_screen_of_the_readme_holds_the_two_commands():
+    first = (ROOT / "README.md").read_text().splitlines()[:30]
+    assert any(line.startswith("pip install . && trimtab reproduce") for line in first)
+    assert any(line.startswith("pip install '.[test]' && pytest") for line in first)
+
+
+@pytest.mark.parametrize("system", LANDED)
+def test_a_system_that_has_landed_has_its_page_and_its_row(system):
+    rows = re.findall(r"^\| `?([\w-]+)`? \|", (ROOT / "README.md").read_text(), re.M)
+    assert system in rows
+    assert (ROOT / "docs" / "systems" / f"{system}.md").exists()
+
+
+def test_result_files_that_pages_name_are_in_the_repository():
+    for page in PAGES:
+        for name in re.findall(r"benchmarks/results/[\w./-]+\.json", page.read_text()):
+            assert (ROOT / name).exists(), f"{page.name} names {name}"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("sphinx") is None, reason="Sphinx is not installed")
+def test_the_site_builds_without_a_warning(tmp_path):
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "sphinx",
+            "-W",
+            "--keep-going",
+            "-q",
+            "-d",
+            str(tmp_path / "doctrees"),
+            str(ROOT / "docs"),
+            str(tmp_path / "html"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    reference = (tmp_path / "html" / "reference" / "generated" / "trimtab.graph.html").read_text()
+    assert "trimtab.graph.capture" in reference
