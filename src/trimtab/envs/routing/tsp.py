@@ -74,8 +74,8 @@ def penalty(state: State) -> float:
     return -float(state.visited_mask.shape[0] * 2**0.5)
 
 
-def distance(first: Float[Array, "*any 2"], second: Float[Array, "*any 2"]) -> Array:
-    """Euclidean distance."""
+def distance(first: Array, second: Array) -> Array:
+    """Euclidean distance along the last axis; the other axes broadcast."""
     return jnp.sqrt(jnp.square(first - second).sum(axis=-1))
 
 

@@ -215,7 +215,8 @@ class SearchAndRescue(Environment):
             speeds=slow + (fast - slow) * instance.speed_share,
             target_positions=instance.target_positions,
             target_velocities=jnp.zeros_like(instance.target_positions),
-            found=jnp.zeros(self.start.num_targets, bool),
+            # Always false, but not a constant, whose view XLA would compute while compiling.
+            found=instance.target_positions[:, 0] < 0,
             step=jnp.int32(0),
             key=key,
         )
@@ -270,15 +271,14 @@ class SearchAndRescue(Environment):
         return apart, wrapped(headings[:, None] - angle, 2 * jnp.pi)
 
     def _observe(self, state: State) -> Observation:
-        reach = self.target_vision_range
+        reach, far = self.target_vision_range, self.searcher_vision_range
         apart, bearing = self._sight(state.positions, state.headings, state.target_positions)
-        along = self._rays(apart, bearing, apart <= reach, reach)
-        found = jnp.where(state.found[:, None], along, jnp.inf).min(axis=1)
-        lost = jnp.where(state.found[:, None], jnp.inf, along).min(axis=1)
-        far = self.searcher_vision_range
+        near = apart <= reach
+        found = self._nearest(apart, bearing, near & state.found, reach)
+        lost = self._nearest(apart, bearing, near & ~state.found, reach)
         apart, bearing = self._sight(state.positions, state.headings, state.positions)
         near = (apart <= far) & ~np.eye(self.num_agents, dtype=bool)
-        others = self._rays(apart, bearing, near, far).min(axis=1)
+        others = self._nearest(apart, bearing, near, far)
         views = jnp.stack([others, found, lost], axis=1)
         return Observation(
             searcher_views=jnp.where(jnp.isinf(views), -1.0, views),
@@ -287,14 +287,14 @@ class SearchAndRescue(Environment):
             positions=state.positions / self.start.env_size,
         )
 
-    def _rays(self, apart: Array, bearing: Array, seen: Array, reach: float) -> Array:
-        """Distance in units of ``reach`` along each ray that a thing covers, else infinity."""
+    def _nearest(self, apart: Array, bearing: Array, seen: Array, reach: float) -> Array:
+        """Distance in units of ``reach`` to the nearest thing on each ray, or infinity."""
         edge = self.view_angle * jnp.pi
         rays = jnp.linspace(-edge, edge, self.num_vision)
         width = jnp.arctan2(self.target_contact_range, apart)
-        left, right = (bearing - width)[..., None], (bearing + width)[..., None]
-        covers = (left < rays) & (rays < right) & seen[..., None]
-        return jnp.where(covers, (apart / reach)[..., None], jnp.inf)
+        left, right = jnp.where(seen, bearing - width, jnp.inf), bearing + width
+        covers = (left[..., None] < rays) & (rays < right[..., None])
+        return jnp.where(covers, (apart / reach)[..., None], jnp.inf).min(axis=1)
 
 
 def wrapped(difference: Array, period: float) -> Array:
