@@ -288,9 +288,7 @@ def test_statistics_that_are_not_finite_change_nothing() -> None:
         sample_size=8,
     )
     assert not np.any(updates)
-    assert all(
-        np.array_equal(a, b) for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(after))
-    )
+    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(after)))
 
 
 @pytest.mark.parametrize("control", ["shuffled", "constant"])

@@ -59,7 +59,9 @@ TASKS = {
     for task in (
         Task("8k", batch=8192, groups=32, steps=120),
         Task("27k", batch=27_500, groups=50, steps=60, target=0.78),
-        Task("noise", batch=2500, groups=25, steps=200, examples=10_000, label_noise=0.2, target=0.80),
+        Task(
+            "noise", batch=2500, groups=25, steps=200, examples=10_000, label_noise=0.2, target=0.80
+        ),
     )
 }
 

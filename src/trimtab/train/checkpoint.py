@@ -58,9 +58,7 @@ class Checkpoints:
         asynchronous: bool = True,
     ) -> None:
         if keep_last < 1:
-            raise InputError(
-                f"keep_last must be at least 1 for a run to resume, got {keep_last}."
-            )
+            raise InputError(f"keep_last must be at least 1 for a run to resume, got {keep_last}.")
         import orbax.checkpoint as ocp
         from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 

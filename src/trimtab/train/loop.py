@@ -141,9 +141,7 @@ def fit(
             if stop.requested:
                 stopped = "signal"
             ending = at_end or stopped != "finished"
-            if checkpoints is not None and (
-                ending or _due(number, checkpoint_every)
-            ):
+            if checkpoints is not None and (ending or _due(number, checkpoint_every)):
                 position = {"data": _position(batches), "early_stop": memory}
                 checkpoints.save(number, state, position, evaluated)
             if ending:
@@ -263,7 +261,9 @@ class _Stop(contextlib.AbstractContextManager):
             self._previous[number] = signal.signal(number, self._note)
         return self
 
-    def _note(self, *_: object) -> None:
+    def _note(self, number: int, frame: Any) -> None:
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt  # Asked twice: the saving itself may be what hangs.
         self.requested = True
 
     def __exit__(self, *_: object) -> None:

@@ -75,9 +75,7 @@ def initial_loss_scale(precision: Precision) -> LossScale:
     return LossScale(jnp.asarray(precision.initial_scale, jnp.float32), jnp.asarray(0, jnp.int32))
 
 
-def adjusted_loss_scale(
-    scale: LossScale, finite: Scalar, precision: Precision
-) -> LossScale:
+def adjusted_loss_scale(scale: LossScale, finite: Scalar, precision: Precision) -> LossScale:
     """Return the loss scale for the next step.
 
     Args:

@@ -254,9 +254,7 @@ def _absorbed(
     else:
         away = jax.tree.map(lambda g, m, lost: (g - m) - lost, gradient, mean, residual)
         target = jax.tree.map(lambda d, lost: d * share + lost, away, residual)
-    deviations = jax.tree.map(
-        lambda total, d: total + jnp.square(d) * weight, deviations, away
-    )
+    deviations = jax.tree.map(lambda total, d: total + jnp.square(d) * weight, deviations, away)
     moved = jax.tree.map(lambda m, t: m + t, mean, target)
     if residual is not None:
         residual = jax.tree.map(lambda t, new, old: t - (new - old), target, moved, mean)

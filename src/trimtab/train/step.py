@@ -78,9 +78,7 @@ class TrainingStep:
     donate: bool
     _compiled: list = field(default_factory=list, repr=False, compare=False)
 
-    def initial_state(
-        self, model: PyTree, key: Scalar, variables: PyTree = None
-    ) -> TrainState:
+    def initial_state(self, model: PyTree, key: Scalar, variables: PyTree = None) -> TrainState:
         """Return the state before the first step.
 
         Args:
@@ -357,9 +355,7 @@ def training_step(
         InputError: a number is out of range, or groups do not divide over the devices.
     """
     if accumulate < 1:
-        raise InputError(
-            f"accumulate must be at least 1 micro-batch, got {accumulate}."
-        )
+        raise InputError(f"accumulate must be at least 1 micro-batch, got {accumulate}.")
     if groups is not None and groups < 2:
         raise InputError(f"Gradient statistics need at least 2 groups, {groups} given.")
     if ema_decay is not None and not 0.0 <= ema_decay < 1.0:

@@ -65,7 +65,9 @@ def trust_ratio(
 
     def update(updates: PyTree, state: Any, params: PyTree | None = None) -> tuple[PyTree, Any]:
         if params is None:
-            raise InputError("trust_ratio needs the parameters: call update(updates, state, params).")
+            raise InputError(
+                "trust_ratio needs the parameters: call update(updates, state, params)."
+            )
 
         def scaled(update: Array, parameter: Array) -> Array:
             size, length = norm(parameter), norm(update)

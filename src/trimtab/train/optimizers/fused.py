@@ -132,9 +132,7 @@ def _fused(
         average = None
         if ratio is not None:
             average = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, ratio.dtype), parameters)
-        return FusedState(
-            jnp.asarray(0, jnp.int32), zeros, jax.tree.map(jnp.copy, zeros), average
-        )
+        return FusedState(jnp.asarray(0, jnp.int32), zeros, jax.tree.map(jnp.copy, zeros), average)
 
     def apply(
         gradients: PyTree,
@@ -185,7 +183,9 @@ def _fused(
         updates: PyTree, state: FusedState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, FusedState]:
         if params is None:
-            raise InputError("Fused optimizers need the parameters: update(updates, state, params).")
+            raise InputError(
+                "Fused optimizers need the parameters: update(updates, state, params)."
+            )
         new, state = apply(updates, state, params, **extra)
         return jax.tree.map(lambda after, before: after - before, new, params), state
 

@@ -126,7 +126,9 @@ def normalised(
     if normaliser == "mean":
         # One collective for all layers: the sums of a layer are only a few numbers.
         totals = jax.lax.psum(sums, tuple(axis_names)) if axis_names else sums
-        centres = {label: total / jnp.maximum(count, 1.0) for label, (total, count) in totals.items()}
+        centres = {
+            label: total / jnp.maximum(count, 1.0) for label, (total, count) in totals.items()
+        }
     else:
         centres = sums
     result = []

@@ -19,14 +19,12 @@ from jaxtyping import Array, PyTree, Scalar
 
 from trimtab.errors import InputError, unknown_name
 from trimtab.train.optimizers.layers import (
-
     Layer,
     Normaliser,
     leaf_entries,
     normalised,
     signal_to_noise,
 )
-from trimtab.train.statistics import zeros_like_outputs
 
 Clip = Literal["paper", "symmetric", "renormalised"]
 CLIPS = ("paper", "symmetric", "renormalised")
@@ -185,35 +183,39 @@ def vr(
             )
         _check_count(sample_size)
 
-        def adapted() -> tuple[PyTree, VrState]:
-            ratios = gradient_ratios(
-                updates,
-                sum_sq_diff_grads,
-                sample_size,
-                gamma=gamma,
-                clip=clip,
-                layer=layer,
-                stacked=stacked,
-                normaliser=normaliser,
-                mean_over=mean_over,
-                axis_names=axis_names,
-            )
-            if control is not None:
-                key = jax.random.fold_in(jax.random.key(seed), state.count)
-                ratios = _controlled(ratios, control, key)
-            count = state.count + 1
-            factors, momentum = _averaged(ratios, state.momentum, count, decay, momentum_dtype)
-            scaled = jax.tree.map(lambda r, g: (r * g).astype(g.dtype), factors, updates)
-            scaled, inner_state = inner.update(scaled, state.base, params, **extra)
-            return scaled, VrState(count, momentum, inner_state)
+        ratios = gradient_ratios(
+            updates,
+            sum_sq_diff_grads,
+            sample_size,
+            gamma=gamma,
+            clip=clip,
+            layer=layer,
+            stacked=stacked,
+            normaliser=normaliser,
+            mean_over=mean_over,
+            axis_names=axis_names,
+        )
+        if control is not None:
+            key = jax.random.fold_in(jax.random.key(seed), state.count)
+            ratios = _controlled(ratios, control, key)
+        count = state.count + 1
+        factors, momentum = _averaged(ratios, state.momentum, count, decay, momentum_dtype)
+        # Without the barrier XLA:CPU computes the ratio again in the loop of every output.
+        factors = jax.lax.optimization_barrier(factors)
+        scaled = jax.tree.map(lambda r, g: (r * g).astype(g.dtype), factors, updates)
+        scaled, inner_state = inner.update(scaled, state.base, params, **extra)
 
         total = optax.tree.sum((updates, sum_sq_diff_grads))
         if axis_names:
             total = jax.lax.psum(total, tuple(axis_names))
-        idle = jax.eval_shape(adapted)[0]
-        return jax.lax.cond(
-            jnp.isfinite(total), adapted, lambda: (zeros_like_outputs(idle, dtype=None), state)
+        finite = jnp.isfinite(total)
+        # A choice by element joins the update's own loop; a branch would copy all state.
+        result = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            VrState(count, momentum, inner_state),
+            state,
         )
+        return jax.tree.map(lambda u: jnp.where(finite, u, jnp.zeros_like(u)), scaled), result
 
     return optax.GradientTransformationExtraArgs(initial, update)
 
@@ -258,5 +260,3 @@ def _check_count(sample_size: Any) -> None:
         raise InputError(
             f"vr() needs the statistics of at least 2 groups, got {float(sample_size):g}."
         )
-
-

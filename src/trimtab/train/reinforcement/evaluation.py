@@ -72,9 +72,7 @@ def _play(env: Environment, agent: Agent, key: Array, episodes: int) -> dict[str
         action = jax.vmap(agent)(state.inner, observation, keys)
         state, timestep = batch.step(state, action)
         ends = timestep.last & ~done
-        totals = jax.tree.map(
-            lambda old, new: jnp.where(ends, new, old), totals, timestep.extras
-        )
+        totals = jax.tree.map(lambda old, new: jnp.where(ends, new, old), totals, timestep.extras)
         return state, timestep.observation, done | ends, totals, key
 
     carry = (state, timestep.observation, done, timestep.extras, key)

@@ -126,8 +126,12 @@ def flat_pack(env: Any, o: Any) -> View:
     left = jnp.concatenate([turned.reshape(-1, 9), placed.reshape(-1, 1)], axis=1)
     filled = (o.grid > 0).astype(jnp.float32)
     rows, columns = o.action_mask.shape[2:]
-    windows = [filled[r : r + rows, c : c + columns].reshape(-1) for r in range(3) for c in range(3)]
-    place = np.stack(np.meshgrid(np.linspace(-1, 1, rows), np.linspace(-1, 1, columns), indexing="ij"))
+    windows = [
+        filled[r : r + rows, c : c + columns].reshape(-1) for r in range(3) for c in range(3)
+    ]
+    place = np.stack(
+        np.meshgrid(np.linspace(-1, 1, rows), np.linspace(-1, 1, columns), indexing="ij")
+    )
     right = jnp.concatenate([jnp.stack(windows, axis=1), place.reshape(2, -1).T], axis=1)
     linked = o.action_mask.reshape(left.shape[0], right.shape[0])
     return PairView(left, right, linked, _facts(filled.mean()))

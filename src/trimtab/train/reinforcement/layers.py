@@ -16,7 +16,9 @@ class Perceptron(eqx.Module):
     layers: tuple[eqx.nn.Linear, ...]
     active_end: bool = eqx.field(static=True)
 
-    def __init__(self, sizes: tuple[int, ...], *, key: Array, scale: float = 1.0, active: bool = False):
+    def __init__(
+        self, sizes: tuple[int, ...], *, key: Array, scale: float = 1.0, active: bool = False
+    ):
         keys = jax.random.split(key, len(sizes) - 1)
         layers = []
         for index, (inputs, outputs) in enumerate(zip(sizes, sizes[1:])):
@@ -58,7 +60,9 @@ class Convolutions(eqx.Module):
         )
         self.biases = tuple(jnp.zeros(outputs) for outputs in channels[1:])
 
-    def __call__(self, x: Float[Array, "rows columns inputs"]) -> Float[Array, "rows columns outputs"]:
+    def __call__(
+        self, x: Float[Array, "rows columns inputs"]
+    ) -> Float[Array, "rows columns outputs"]:
         """Apply all layers, each followed by a rectifier."""
         rows, columns = x.shape[:2]
         for weight, bias in zip(self.weights, self.biases):

@@ -90,9 +90,7 @@ class Trainer:
         rate: Any = settings.learning_rate
         if settings.anneal:
             rate = optax.linear_schedule(settings.learning_rate, 0.0, max(count, 1))
-        return optax.chain(
-            optax.clip_by_global_norm(settings.max_norm), optax.adam(rate, eps=1e-5)
-        )
+        return optax.chain(optax.clip_by_global_norm(settings.max_norm), optax.adam(rate, eps=1e-5))
 
     def initial(self, key: Array) -> TrainingState:
         """Networks, optimizer and lanes at the start."""
