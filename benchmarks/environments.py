@@ -74,7 +74,9 @@ class Side:
         )
 
         def replay(start: Any, tape: Any) -> Any:
-            return jax.lax.scan(lambda carry, action: (step(carry[0], action), None), start, tape)[0]
+            return jax.lax.scan(lambda carry, action: (step(carry[0], action), None), start, tape)[
+                0
+            ]
 
         began = time.process_time()
         self._compiled = jax.jit(replay).lower(self._start, self.tape).compile()
@@ -118,8 +120,8 @@ def _sokoban_on_our_levels() -> Any:
     from jumanji.environments.routing.sokoban.generator import Generator
     from jumanji.environments.routing.sokoban.types import State
 
-    from trimtab.envs.routing.sokoban_levels import LevelBank, ReversePlay
     from trimtab.envs.protocol import Table
+    from trimtab.envs.routing.sokoban_levels import LevelBank, ReversePlay
 
     levels = jax.jit(jax.vmap(ReversePlay()))(jax.random.split(jax.random.key(0), 1024))
     bank = LevelBank(Table(levels.fixed), Table(levels.movable))

@@ -237,7 +237,7 @@ def save(path: Path, records: dict[str, Any]) -> None:
 
 
 def _small(leaf: np.ndarray) -> np.ndarray:
-    if leaf.dtype.kind in "iu" and leaf.size and -128 <= leaf.min() and leaf.max() <= 127:
+    if leaf.dtype.kind in "iu" and leaf.size and leaf.min() >= -128 and leaf.max() <= 127:
         return leaf.astype(np.int8)
     return leaf
 

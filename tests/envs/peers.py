@@ -56,7 +56,7 @@ def _flat_pack(state: Any) -> dict[str, Any]:
     return {
         "grid": state.grid,
         "blocks": state.blocks,
-        "shapes": jnp.where(turned > 0, _CELL_BITS, 0).sum(axis=(2, 3)),
+        "shapes": jnp.where(turned > 0, _CELL_BITS, 0).sum(axis=(2, 3), dtype=jnp.int16),
         "placed_blocks": state.placed_blocks,
         "step_count": state.step_count,
     }
@@ -245,9 +245,7 @@ PEERS: tuple[Peer, ...] = (
     Peer("Minesweeper-v0", _minesweeper),
     Peer("RubiksCube-v0", fields("cube", "step_count"), TERMINATE),
     Peer("RubiksCube-partly-scrambled-v0", fields("cube", "step_count"), TERMINATE),
-    Peer(
-        "SlidingTilePuzzle-v0", fields("puzzle", "empty_tile_position", "step_count"), TERMINATE
-    ),
+    Peer("SlidingTilePuzzle-v0", fields("puzzle", "empty_tile_position", "step_count"), TERMINATE),
     Peer("Sudoku-v0", fields("board", "action_mask")),
     Peer("Sudoku-very-easy-v0", fields("board", "action_mask")),
     Peer("BinPack-v2", _bin_pack, tolerance=2e-6, lanes=16, steps=32),

@@ -79,9 +79,7 @@ def _roll(env: Any, key: Any, lanes: int, steps: int) -> Rollout:
         else:
             action = jax.vmap(lambda k, m: draw(k, mask=m))(keys, mask)
         after, timestep = batch.step(state, action)
-        following, observation = resetting._renew_lazily(
-            after, timestep.observation, timestep.last
-        )
+        following, observation = resetting._renew_lazily(after, timestep.observation, timestep.last)
         return (following, observation), Rollout(state, seen, action, after, timestep)
 
     keys = jax.random.split(action_key, steps)

@@ -18,7 +18,9 @@ gymnasium = pytest.importorskip("gymnasium")
 def violations(spec, values, leading: int, path: str = "") -> list[str]:
     """Shapes, dtypes and bounds of stacked observations."""
     if isinstance(spec, Spec):
-        found = [violations(s, getattr(values, n), leading, f"{path}/{n}") for n, s in spec.children]
+        found = [
+            violations(s, getattr(values, n), leading, f"{path}/{n}") for n, s in spec.children
+        ]
         return [line for lines in found for line in lines]
     problems = []
     if values.shape[leading:] != spec.shape:
@@ -65,7 +67,9 @@ def test_sampled_actions_are_legal_and_masks_never_empty_while_going_on(id):
     if mask is None:
         pytest.skip("no mask")
     action = rollout.action
-    if isinstance(env.action_spec, MultiDiscreteArray) and not is_joint(env.action_spec, mask[0, 0]):
+    if isinstance(env.action_spec, MultiDiscreteArray) and not is_joint(
+        env.action_spec, mask[0, 0]
+    ):
         legal = np.take_along_axis(mask, action[..., None].astype(int), axis=-1)[..., 0]
         needed = mask.any(axis=-1)
         assert legal[needed].all()
@@ -89,8 +93,7 @@ def test_the_same_seed_gives_the_same_episode_without_compiling_again(id):
         np.testing.assert_array_equal(ours, theirs)
     other = roll(id, seed=1)
     assert any(
-        not np.array_equal(a, b)
-        for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(other))
+        not np.array_equal(a, b) for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(other))
     )
 
 
@@ -108,7 +111,13 @@ def test_every_renderer_draws_every_environment(id, tmp_path):
     assert env.animate(states, tmp_path / "episode.svg").read_text().count("<animate ") == 3
 
 
-@pytest.mark.parametrize("id", IDS)
+# Each costs two more compilations; these six have every kind of spec between them.
+_QUICK = ("Game2048-v1", "RubiksCube-v0", "Connector-v3", "MultiCVRP-v0", "PacMan-v1")
+_QUICK += ("SearchAndRescue-v0",)
+_ADAPTED = [id if id in _QUICK else pytest.param(id, marks=pytest.mark.slow) for id in IDS]
+
+
+@pytest.mark.parametrize("id", _ADAPTED)
 def test_gymnasium_and_dm_env_accept_the_adapters(id):
     from dm_env import StepType
     from gymnasium.utils.env_checker import check_env
@@ -138,7 +147,7 @@ def test_lazy_resets_equal_eager_ones_bit_for_bit(id):
 
     @functools.partial(jax.jit, static_argnums=0)
     def play(batch, keys, actions):
-        state, first = batch.reset(keys)
+        state, _first = batch.reset(keys)
         advance = lambda state, action: batch.step(state, action)  # noqa: E731
         return jax.lax.scan(advance, state, actions)
 

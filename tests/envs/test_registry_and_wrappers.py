@@ -173,7 +173,7 @@ def test_torch_gets_tensors():
     env = torch_vector_env(make("TSP-v1"), 3)
     seen, _ = env.reset(seed=0)
     assert seen["action_mask"].dtype == torch.bool
-    seen, reward, terminated, truncated, _ = env.step(torch.tensor([0, 1, 2]))
+    seen, reward, _terminated, _truncated, _ = env.step(torch.tensor([0, 1, 2]))
     assert reward.shape == (3,)
     assert seen["position"].tolist() == [0, 1, 2]
 

@@ -128,3 +128,14 @@ def choose_subset(key: Array, length: int, count: int) -> Array:
         return flags.at[chosen].set(True)
 
     return jax.lax.fori_loop(0, count, take, jnp.zeros(length, bool))
+
+
+def random_order(uniforms: Array) -> Array:
+    """A uniformly random permutation from independent numbers in [0, 1).
+
+    Entry ``i`` is the rank of number ``i``, by counting, which is far cheaper than sorting here.
+    """
+    index = jnp.arange(uniforms.shape[0])
+    before = uniforms[None, :] < uniforms[:, None]
+    tied = (uniforms[None, :] == uniforms[:, None]) & (index[None, :] < index[:, None])
+    return (before | tied).sum(axis=1, dtype=jnp.int32)

@@ -21,7 +21,7 @@ class Observation(NamedTuple):
 
     board: Int[Array, "size size"]
     """0 where empty, else the exponent ``v`` of the tile ``2**v``."""
-    action_mask: Bool[Array, "4"]
+    action_mask: Bool[Array, " 4"]
 
 
 class State(NamedTuple):
@@ -29,7 +29,7 @@ class State(NamedTuple):
 
     board: Int[Array, "size size"]
     step_count: Int[Array, ""]
-    action_mask: Bool[Array, "4"]
+    action_mask: Bool[Array, " 4"]
     score: Float[Array, ""]
     key: Array
 
@@ -138,7 +138,7 @@ def _close_gaps(columns: list[Array]) -> list[Array]:
     return columns
 
 
-def legal_moves(board: Int[Array, "size size"]) -> Bool[Array, "4"]:
+def legal_moves(board: Int[Array, "size size"]) -> Bool[Array, " 4"]:
     """A move is legal if some tile has a gap or an equal tile next to it on that side."""
 
     def possible(ahead: Array, behind: Array) -> Array:
@@ -146,7 +146,12 @@ def legal_moves(board: Int[Array, "size size"]) -> Bool[Array, "4"]:
 
     upper, lower, left, right = board[:-1], board[1:], board[:, :-1], board[:, 1:]
     return jnp.stack(
-        [possible(upper, lower), possible(right, left), possible(lower, upper), possible(left, right)]
+        [
+            possible(upper, lower),
+            possible(right, left),
+            possible(lower, upper),
+            possible(left, right),
+        ]
     )
 
 

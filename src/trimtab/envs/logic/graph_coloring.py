@@ -20,18 +20,18 @@ class Observation(NamedTuple):
     """The graph, the colours so far (-1: none) and the colours allowed for the current node."""
 
     adj_matrix: Bool[Array, "nodes nodes"]
-    colors: Int[Array, "nodes"]
+    colors: Int[Array, " nodes"]
     current_node_index: Int[Array, ""]
-    action_mask: Bool[Array, "nodes"]
+    action_mask: Bool[Array, " nodes"]
 
 
 class State(NamedTuple):
     """The graph and its partial colouring."""
 
     adj_matrix: Bool[Array, "nodes nodes"]
-    colors: Int[Array, "nodes"]
+    colors: Int[Array, " nodes"]
     current_node_index: Int[Array, ""]
-    action_mask: Bool[Array, "nodes"]
+    action_mask: Bool[Array, " nodes"]
     key: Array
 
 
@@ -126,6 +126,4 @@ class GraphColoring(Environment):
 
 
 def _observe(state: State) -> Observation:
-    return Observation(
-        state.adj_matrix, state.colors, state.current_node_index, state.action_mask
-    )
+    return Observation(state.adj_matrix, state.colors, state.current_node_index, state.action_mask)

@@ -197,7 +197,7 @@ class RubiksCube(Environment):
         )
 
 
-def turn(cube: Int8[Array, "6 size size"], action: Int[Array, "3"]) -> Array:
+def turn(cube: Int8[Array, "6 size size"], action: Int[Array, " 3"]) -> Array:
     """Apply one ``(face, depth, amount)`` turn."""
     size = cube.shape[-1]
     number = (action[0] * (size // 2) + action[1]) * 3 + action[2]

@@ -29,8 +29,8 @@ class Observation(NamedTuple):
     """The tiles (0: blank), where the blank is, where it can go, and the clock."""
 
     puzzle: Int[Array, "size size"]
-    empty_tile_position: Int[Array, "2"]
-    action_mask: Bool[Array, "4"]
+    empty_tile_position: Int[Array, " 2"]
+    action_mask: Bool[Array, " 4"]
     step_count: Int[Array, ""]
 
 
@@ -38,7 +38,7 @@ class State(NamedTuple):
     """The tiles and the blank."""
 
     puzzle: Int[Array, "size size"]
-    empty_tile_position: Int[Array, "2"]
+    empty_tile_position: Int[Array, " 2"]
     step_count: Int[Array, ""]
     key: Array
 
@@ -164,7 +164,7 @@ class SlidingTilePuzzle(Environment):
         return {"prop_correctly_placed": correct.mean(dtype=jnp.float32)}
 
 
-def legal_moves(blank: Int[Array, "2"], size: int) -> Bool[Array, "4"]:
+def legal_moves(blank: Int[Array, " 2"], size: int) -> Bool[Array, " 4"]:
     """Directions in which the blank stays on the grid."""
     return grid.inside(grid.neighbours(blank), size, size)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from jaxtyping import Array, Bool, Int
 from trimtab.envs import specs
 from trimtab.envs.logic.sudoku_seeds import FEWEST_GIVENS, load_seeds
 from trimtab.envs.protocol import Environment, Generator, Table, TimeStep, restart, transition
-from trimtab.envs.sampling import below
+from trimtab.envs.sampling import below, random_order
 from trimtab.errors import InputError
 
 _FULL = 0b111111111
@@ -63,27 +64,28 @@ class UniquePuzzles:
 
     def with_solution(self, key: Array) -> tuple[Array, Array]:
         """Draw a board and its solution."""
-        seed_key, givens_key, digit_key, row_key, column_key = jax.random.split(key, 5)
+        uniforms = jax.random.uniform(key, (20,))
         grids, ranks = load_seeds()
-        seed = jax.random.randint(seed_key, (), 0, grids.shape[0])
-        quantile = jax.random.uniform(givens_key)
-        givens = jnp.interp(
-            quantile, jnp.array([0, 0.05, 0.5, 0.95, 1.0]), jnp.array(self.givens, jnp.float32)
-        )
+        seed = below(uniforms[0], grids.shape[0])
+        quantiles = np.array([0, 0.05, 0.5, 0.95, 1.0], np.float32)
+        givens = jnp.interp(uniforms[1], quantiles, np.array(self.givens, np.float32))
         emptied = 81 - jnp.round(givens).astype(jnp.int32)
-        digits = jax.random.permutation(digit_key, 9)
+        digits = random_order(uniforms[2:11])
         solution = digits[jnp.asarray(grids)[seed].astype(jnp.int32)]
         puzzle = jnp.where(jnp.asarray(ranks)[seed] < emptied, -1, solution)
-        order = _shuffled_lines(row_key)[:, None] * 9 + _shuffled_lines(column_key)[None, :]
-        order = jnp.where(jax.random.bernoulli(seed_key), order, order.T)
+        rows, columns = _shuffled_lines(uniforms[11:15]), _shuffled_lines(uniforms[15:19])
+        order = rows[:, None] * 9 + columns[None, :]
+        order = jnp.where(uniforms[19] < 0.5, order, order.T)
         return puzzle[order].astype(jnp.int32), solution[order].astype(jnp.int32)
 
 
-def _shuffled_lines(key: Array) -> Int[Array, "9"]:
+_OF_THREE = np.array(list(itertools.permutations(range(3))), np.int32)
+
+
+def _shuffled_lines(uniforms: Array) -> Int[Array, " 9"]:
     """A permutation of nine lines that keeps the three bands together."""
-    band_key, *line_keys = jax.random.split(key, 4)
-    bands = jax.random.permutation(band_key, 3)
-    lines = jnp.stack([jax.random.permutation(line_key, 3) for line_key in line_keys])
+    chosen = jnp.asarray(_OF_THREE)[below(uniforms, 6)]
+    bands, lines = chosen[0], chosen[1:]
     return (bands[:, None] * 3 + lines).reshape(9)
 
 

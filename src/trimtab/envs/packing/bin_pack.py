@@ -41,10 +41,10 @@ class Observation(NamedTuple):
     """Empty maximal spaces, the largest first, the items, and which item fits where."""
 
     ems: Space
-    ems_mask: Bool[Array, "spaces"]
+    ems_mask: Bool[Array, " spaces"]
     items: Item
-    items_mask: Bool[Array, "items"]
-    items_placed: Bool[Array, "items"]
+    items_mask: Bool[Array, " items"]
+    items_placed: Bool[Array, " items"]
     action_mask: Bool[Array, "spaces items"]
 
 
@@ -54,14 +54,14 @@ class State(NamedTuple):
     ``spaces`` has rows x1, x2, y1, y2, z1, z2; ``order`` lists buffer slots by falling volume.
     """
 
-    container: Int[Array, "3"]
+    container: Int[Array, " 3"]
     spaces: Int[Array, "6 slots"]
-    spaces_mask: Bool[Array, "slots"]
+    spaces_mask: Bool[Array, " slots"]
     items: Int[Array, "3 items"]
-    items_mask: Bool[Array, "items"]
-    items_placed: Bool[Array, "items"]
+    items_mask: Bool[Array, " items"]
+    items_placed: Bool[Array, " items"]
     items_location: Int[Array, "3 items"]
-    order: Int[Array, "slots"]
+    order: Int[Array, " slots"]
     action_mask: Bool[Array, "spaces items"]
     key: Array
 
@@ -223,7 +223,7 @@ class BinPack(Environment):
         }
 
 
-def volume(sides: Int[Array, "3 *shape"]) -> Array:
+def volume(sides: Int[Array, 3 * shape]) -> Array:
     """Volume in float32, since cubic millimetres overflow 32-bit integers."""
     x, y, z = sides.astype(jnp.float32)
     return x * y * z
@@ -235,7 +235,7 @@ def utilization(state: State) -> Array:
     return packed / volume(state.container)
 
 
-def falling_order(values: Array) -> Int[Array, "length"]:
+def falling_order(values: Array) -> Int[Array, " length"]:
     """Stable order of falling values, by counting instead of sorting, which vectorises."""
     index = np.arange(values.shape[0], dtype=np.int32)
     larger = values[:, None] > values[None, :]

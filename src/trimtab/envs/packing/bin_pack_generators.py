@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from trimtab.envs.protocol import Table
-from trimtab.envs.sampling import below
+from trimtab.envs.sampling import below, spend_uniforms
 from trimtab.errors import FileFormatError, InputError
 from trimtab.files import atomic_file
 
@@ -27,9 +27,9 @@ COLUMNS = ["Item_Name", "Length", "Width", "Height", "Quantity"]
 class Instance(NamedTuple):
     """What is to be packed, and where the items lie in a perfect packing if that is known."""
 
-    container: Int[Array, "3"]
+    container: Int[Array, " 3"]
     items: Int[Array, "3 items"]
-    items_mask: Bool[Array, "items"]
+    items_mask: Bool[Array, " items"]
     solution: Int[Array, "3 items"]
 
 
@@ -80,8 +80,8 @@ class RandomSplits:
 
         def cut(carry: tuple[Array, ...]) -> tuple[Array, ...]:
             lower, upper, alive, key = carry
-            key, cut_key = jax.random.split(key)
-            return *self._cut(lower, upper, alive, jax.random.uniform(cut_key, (4,))), key
+            key, uniforms = spend_uniforms(key, 4)
+            return *self._cut(lower, upper, alive, uniforms), key
 
         lower, upper, alive, _ = jax.lax.while_loop(more, cut, (lower, upper, alive, key))
         return Instance(sides, upper - lower, alive, jnp.where(alive, lower, 0))
@@ -91,7 +91,10 @@ class RandomSplits:
         axis = below(uniforms[0], 3)
         starts, ends = lower[axis], upper[axis]
         weights = jnp.where(alive, ends - starts, 0).astype(jnp.float32)
-        piece = jnp.argmax(jnp.cumsum(weights) > uniforms[1] * weights.sum())
+        slot = np.arange(self.max_num_items)
+        until = slot[None, :] <= slot[:, None]
+        reach = jnp.where(until, weights[None, :], 0.0).sum(axis=1)
+        piece = jnp.argmax(reach > uniforms[1] * reach[-1])
         start, end = starts[piece], ends[piece]
         length = end - start
         margin = (jnp.float32(self.split_eps) * length).astype(jnp.int32)
@@ -106,7 +109,7 @@ class RandomSplits:
 
         # The piece keeps part 0; parts 1, 2, ... go to the first free slots.
         free = ~alive
-        slot_part = jnp.where(free, jnp.cumsum(free), 0)
+        slot_part = jnp.where(free, (until & free[None, :]).sum(axis=1, dtype=jnp.int32), 0)
         slot_part = jnp.where(slot_part < parts, slot_part, 0)
         is_new = free & (slot_part > 0)
         touched = is_new | (jnp.arange(alive.shape[0]) == piece)

@@ -26,9 +26,9 @@ _ALL = np.int32(63)
 
 def place_box(
     spaces: Int[Array, "6 slots"],
-    mask: Bool[Array, "slots"],
-    lower: Int[Array, "3"],
-    upper: Int[Array, "3"],
+    mask: Bool[Array, " slots"],
+    lower: Int[Array, " 3"],
+    upper: Int[Array, " 3"],
     wanted: Bool[Array, ""],
     *,
     overwrite_first: bool,
@@ -106,17 +106,17 @@ def _last_overflowing(
     return jnp.where(eligible, number, -1).max()
 
 
-def _pack(flags: Bool[Array, "6 *rest"]) -> Array:
+def _pack(flags: Bool[Array, 6 * rest]) -> Array:
     """Six flags as the bits of an integer."""
     bits = _BITS.reshape((6,) + (1,) * (flags.ndim - 1))
     return jnp.where(flags, bits, 0).sum(axis=0, dtype=jnp.int32)
 
 
-def _unpack(bits: Int[Array, "slots"]) -> Bool[Array, "6 slots"]:
+def _unpack(bits: Int[Array, " slots"]) -> Bool[Array, "6 slots"]:
     return bits[None, :] & _BITS[:, None] != 0
 
 
-def _union(bits: Int[Array, "slots *rest"]) -> Array:
+def _union(bits: Int[Array, slots * rest]) -> Array:
     return jax.lax.reduce(bits, np.int32(0), jax.lax.bitwise_or, (0,))
 
 

@@ -14,11 +14,13 @@ from jaxtyping import Array, Bool, Int
 
 from trimtab.envs import specs
 from trimtab.envs.protocol import Environment, Generator, TimeStep, restart, transition
+from trimtab.envs.sampling import random_order
 from trimtab.errors import InputError
 
 SIDE = 3
 """Blocks are square arrays of this many cells."""
-_CELL_BITS = (np.int32(1) << np.arange(SIDE * SIDE, dtype=np.int32)).reshape(SIDE, SIDE)
+# Nine bits fit 16-bit integers, of which a vector register holds twice as many.
+_CELL_BITS = (1 << np.arange(SIDE * SIDE)).astype(np.int16).reshape(SIDE, SIDE)
 
 
 class Observation(NamedTuple):
@@ -35,7 +37,7 @@ class State(NamedTuple):
     grid: Int[Array, "rows columns"]
     blocks: Int[Array, "blocks 3 3"]
     shapes: Int[Array, "blocks 4"]
-    placed_blocks: Bool[Array, "blocks"]
+    placed_blocks: Bool[Array, " blocks"]
     step_count: Int[Array, ""]
     key: Array
 
@@ -99,7 +101,9 @@ class Interlocking:
             turns = jax.random.randint(turn_key, (count,), 0, 4)
             cells = jax.vmap(lambda block, k: rotations(block)[k])(cells, turns)
         blocks = cells * ids[:, None, None]
-        return jax.random.permutation(order_key, blocks) if self.shuffle else blocks
+        if not self.shuffle:
+            return blocks
+        return blocks[random_order(jax.random.uniform(order_key, (count,)))]
 
 
 def _owners(count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -184,7 +188,7 @@ class FlatPack(Environment):
         state = State(
             grid=jnp.zeros(self.grid_shape, jnp.int32),
             blocks=blocks,
-            shapes=jnp.where(turned > 0, _CELL_BITS, 0).sum(axis=(2, 3), dtype=jnp.int32),
+            shapes=jnp.where(turned > 0, _CELL_BITS, 0).sum(axis=(2, 3), dtype=jnp.int16),
             placed_blocks=jnp.zeros(self.num_blocks, bool),
             step_count=jnp.int32(0),
             key=key,
@@ -203,9 +207,7 @@ class FlatPack(Environment):
         window = jnp.where(cells, block.max(), window)
         state = state._replace(
             grid=jax.lax.dynamic_update_slice(state.grid, window, (row, column)),
-            placed_blocks=state.placed_blocks.at[number].set(
-                state.placed_blocks[number] | legal
-            ),
+            placed_blocks=state.placed_blocks.at[number].set(state.placed_blocks[number] | legal),
             step_count=state.step_count + 1,
         )
         reward = jnp.where(legal, self.reward_fn(block, state.grid, self.num_blocks), 0.0)
@@ -217,11 +219,11 @@ class FlatPack(Environment):
         """A block fits where the nine bits under it and its own have none in common."""
         _, _, rows, columns = self.mask_shape
         filled = state.grid > 0
-        windows = jnp.zeros((rows, columns), jnp.int32)
+        windows = jnp.zeros((rows, columns), jnp.int16)
         for down in range(SIDE):
             for right in range(SIDE):
                 under = filled[down : down + rows, right : right + columns]
-                windows |= jnp.where(under, _CELL_BITS[down, right], 0)
+                windows |= jnp.where(under, _CELL_BITS[down, right], jnp.int16(0))
         fits = state.shapes[:, :, None, None] & windows[None, None] == 0
         mask = fits & ~state.placed_blocks[:, None, None, None]
         return Observation(state.grid, state.blocks, mask)

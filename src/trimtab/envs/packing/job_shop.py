@@ -22,8 +22,8 @@ class Observation(NamedTuple):
     ops_machine_ids: Int[Array, "jobs operations"]
     ops_durations: Int[Array, "jobs operations"]
     ops_mask: Bool[Array, "jobs operations"]
-    machines_job_ids: Int[Array, "machines"]
-    machines_remaining_times: Int[Array, "machines"]
+    machines_job_ids: Int[Array, " machines"]
+    machines_remaining_times: Int[Array, " machines"]
     action_mask: Bool[Array, "machines jobs_and_none"]
 
 
@@ -33,8 +33,8 @@ class State(NamedTuple):
     ops_machine_ids: Int[Array, "jobs operations"]
     ops_durations: Int[Array, "jobs operations"]
     ops_mask: Bool[Array, "jobs operations"]
-    machines_job_ids: Int[Array, "machines"]
-    machines_remaining_times: Int[Array, "machines"]
+    machines_job_ids: Int[Array, " machines"]
+    machines_remaining_times: Int[Array, " machines"]
     action_mask: Bool[Array, "machines jobs_and_none"]
     step_count: Int[Array, ""]
     scheduled_times: Int[Array, "jobs operations"]
@@ -107,7 +107,7 @@ class JobShop(Environment):
 
     def step(self, state: State, action: Array) -> tuple[State, TimeStep]:
         """Start the chosen jobs and let one unit of time pass."""
-        jobs, machines, operations, longest = self.sizes
+        jobs, _machines, operations, longest = self.sizes
         chosen_legally = (np.arange(jobs + 1) == action[:, None]) & state.action_mask
         legal = chosen_legally.any(axis=1).all()
         starts = action[None, :] == np.arange(jobs)[:, None]  # job x machine
@@ -135,9 +135,7 @@ class JobShop(Environment):
         finished = ~state.ops_mask.any() & (remaining == 0).all()
         penalty = -float(jobs * operations * longest)
         reward = jnp.where(~legal | idle, penalty, -1.0)
-        return state, transition(
-            _observe(state), reward, terminated=~legal | idle | finished
-        )
+        return state, transition(_observe(state), reward, terminated=~legal | idle | finished)
 
 
 def legal_choices(state: State) -> Bool[Array, "machines jobs_and_none"]:

@@ -19,18 +19,18 @@ from trimtab.errors import InputError
 class Observation(NamedTuple):
     """The items, which are packed, and which still fit."""
 
-    weights: Float[Array, "items"]
-    values: Float[Array, "items"]
-    packed_items: Bool[Array, "items"]
-    action_mask: Bool[Array, "items"]
+    weights: Float[Array, " items"]
+    values: Float[Array, " items"]
+    packed_items: Bool[Array, " items"]
+    action_mask: Bool[Array, " items"]
 
 
 class State(NamedTuple):
     """The items, which are packed, and the weight that may still be added."""
 
-    weights: Float[Array, "items"]
-    values: Float[Array, "items"]
-    packed_items: Bool[Array, "items"]
+    weights: Float[Array, " items"]
+    values: Float[Array, " items"]
+    packed_items: Bool[Array, " items"]
     remaining_budget: Float[Array, ""]
     key: Array
 

@@ -142,9 +142,7 @@ class Tetris(Environment):
         piece = next_piece()
         mask = entries(_filled_bits(grid), piece, self.num_cols)
         reward = jnp.where(legal, jnp.asarray(REWARDS)[lines], 0.0)
-        state = State(
-            grid, piece, mask, state.score + reward, state.step_count + 1, state.key
-        )
+        state = State(grid, piece, mask, state.score + reward, state.step_count + 1, state.key)
         return state, transition(
             self._observe(state),
             reward,
@@ -162,12 +160,12 @@ class Tetris(Environment):
         )
 
 
-def _filled_bits(grid: Int[Array, "rows columns"]) -> Int[Array, "rows"]:
+def _filled_bits(grid: Int[Array, "rows columns"]) -> Int[Array, " rows"]:
     columns = np.int32(1) << np.arange(grid.shape[1], dtype=np.int32)
     return jnp.where(grid > 0, columns, 0).sum(axis=1, dtype=jnp.int32)
 
 
-def entries(rows: Int[Array, "rows"], piece: Array, columns: int) -> Bool[Array, "4 columns"]:
+def entries(rows: Int[Array, " rows"], piece: Array, columns: int) -> Bool[Array, "4 columns"]:
     """Where the piece can enter at the top."""
     needed = jnp.asarray(_ENTRY_BITS)[piece]  # turn x window row
     offset = np.arange(columns, dtype=np.int32)

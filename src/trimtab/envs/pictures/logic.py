@@ -10,7 +10,17 @@ from trimtab.envs.pictures.shapes import ink, labels, on_circle, path, tiles
 from trimtab.envs.viewers.scene import Circle, Line, Picture, Rectangle, Shape, Text, blend, hue
 
 _CUBE = ("#ffffff", "#2e9e4f", "#d13c3c", "#2f62c9", "#f08c2e", "#f2d545")
-_NUMBERS = ("", "#2f62c9", "#2e9e4f", "#d13c3c", "#31317a", "#7a3131", "#2a8a8a", "#222222", "#777777")
+_NUMBERS = (
+    "",
+    "#2f62c9",
+    "#2e9e4f",
+    "#d13c3c",
+    "#31317a",
+    "#7a3131",
+    "#2a8a8a",
+    "#222222",
+    "#777777",
+)
 
 
 def game2048(env: Any, state: Any) -> Picture:
@@ -92,7 +102,9 @@ def sliding_tile_puzzle(env: Any, state: Any) -> Picture:
 
     shapes = tiles(puzzle, fill)
     shapes += labels(
-        puzzle, lambda tile: str(tile) if tile else "", color=lambda tile: ink(fill(tile) or "#ffffff")
+        puzzle,
+        lambda tile: str(tile) if tile else "",
+        color=lambda tile: ink(fill(tile) or "#ffffff"),
     )
     side = puzzle.shape[0]
     return Picture(side, side, tuple(shapes), f"step {int(state.step_count)}", "#e4e4e4")

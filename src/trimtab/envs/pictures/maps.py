@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -32,7 +33,7 @@ def tsp(env: Any, state: Any) -> Picture:
     points = _place(state.coordinates)
     tour = [points[city] for city in state.trajectory[: int(state.num_visited)]]
     closed = tour + tour[:1] if len(tour) == len(points) else tour
-    length = sum(math.dist(a, b) for a, b in zip(closed, closed[1:])) / (_SIDE - 2 * _MARGIN)
+    length = sum(math.dist(a, b) for a, b in itertools.pairwise(closed)) / (_SIDE - 2 * _MARGIN)
     shapes: list[Shape] = path(closed, "#2f62c9", 0.06)
     shapes += [Circle(x, y, 0.16, "#444444") for x, y in points]
     if tour:
@@ -46,7 +47,7 @@ def cvrp(env: Any, state: Any) -> Picture:
     visits = state.trajectory[: int(state.num_total_visits)].tolist()
     shapes: list[Shape] = []
     trip = 0
-    for start, end in zip(visits, visits[1:]):
+    for start, end in itertools.pairwise(visits):
         shapes.append(Line(points[start], points[end], hue(trip, 7), 0.07))
         trip += end == 0
     for node, (x, y) in enumerate(points[1:], start=1):
@@ -89,8 +90,8 @@ def mmst(env: Any, state: Any) -> Picture:
         owner = int(state.node_types[node])
         fill = hue(owner, agents) if owner >= 0 else "#dddddd"
         shapes.append(Circle(x, y, 0.26 if owner >= 0 else 0.16, fill))
-    for agent, node in enumerate(state.positions.tolist()):
-        shapes += [Circle(*points[node], 0.14, "#222222")]
+    for node in state.positions.tolist():
+        shapes.append(Circle(*points[node], 0.14, "#222222"))
     done = int(state.finished_agents.sum())
     return _map(shapes, f"{done} of {agents} agents finished")
 

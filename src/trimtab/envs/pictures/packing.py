@@ -23,7 +23,9 @@ def bin_pack(env: Any, state: Any) -> Picture:
 
     scale = float(state.container.max())
     placed = np.flatnonzero(state.items_placed)
-    order = sorted(placed, key=lambda i: (-state.items_location[1, i], *state.items_location[::2, i]))
+    order = sorted(
+        placed, key=lambda i: (-state.items_location[1, i], *state.items_location[::2, i])
+    )
     floor = [(0, 0, 0), (length, 0, 0), (length, depth, 0), (0, depth, 0)]
     shapes: list[Shape] = [face(floor, "#e9e9e9")]
     for item in order:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -51,7 +52,7 @@ def square(cell: Any, fill: str, side: float = 0.6) -> Rectangle:
 def path(points: Iterable[Point], color: str, width: float = 0.05) -> list[Shape]:
     """Lines from point to point."""
     points = list(points)
-    return [Line(start, end, color, width) for start, end in zip(points, points[1:])]
+    return [Line(start, end, color, width) for start, end in itertools.pairwise(points)]
 
 
 def on_circle(count: int, radius: float, middle: float) -> list[Point]:

@@ -134,9 +134,7 @@ class Cleaner(Environment):
         agents = jnp.where(legal[:, None], moved, state.agents_locations)
         tiles = state.grid.at[agents[:, 0], agents[:, 1]].set(CLEAN)
         cleaned = (tiles != state.grid).sum()
-        state = State(
-            tiles, agents, self._free(tiles, agents), state.step_count + 1, state.key
-        )
+        state = State(tiles, agents, self._free(tiles, agents), state.step_count + 1, state.key)
         return state, transition(
             _observe(state),
             cleaned - self.penalty_per_timestep,
@@ -162,6 +160,4 @@ def _extras(tiles: Array) -> dict[str, Array]:
 
 
 def _observe(state: State) -> Observation:
-    return Observation(
-        state.grid, state.agents_locations, state.action_mask, state.step_count
-    )
+    return Observation(state.grid, state.agents_locations, state.action_mask, state.step_count)

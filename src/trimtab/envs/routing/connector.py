@@ -144,9 +144,7 @@ class Connector(Environment):
         legal = jnp.take_along_axis(state.action_mask, action[:, None], axis=1)[:, 0]
         moves = legal & (action != 0)
         wanted = state.position + jnp.asarray(DIRECTIONS)[action]
-        position = jnp.where(
-            wins(wanted, moves)[:, None], wanted, state.position
-        )
+        position = jnp.where(wins(wanted, moves)[:, None], wanted, state.position)
         moved = (position != state.position).any(axis=1)
         old_row = jnp.where(moved, state.position[:, 0], self.size)
         new_row = jnp.where(moved, position[:, 0], self.size)
@@ -169,12 +167,12 @@ class Connector(Environment):
         )
 
 
-def connected(state: State) -> Bool[Array, "agents"]:
+def connected(state: State) -> Bool[Array, " agents"]:
     """Which wires have reached their targets."""
     return (state.position == state.target).all(axis=-1)
 
 
-def wins(wanted: Int[Array, "agents 2"], moves: Bool[Array, "agents"]) -> Bool[Array, "agents"]:
+def wins(wanted: Int[Array, "agents 2"], moves: Bool[Array, " agents"]) -> Bool[Array, " agents"]:
     """Which moving agents get the cell that they want: those without a later rival."""
     count = moves.shape[0]
     same = (wanted[:, None] == wanted[None, :]).all(axis=-1)

@@ -100,7 +100,7 @@ class SelfAvoidingWalks:
     def __call__(self, key: Array) -> Board:
         """Draw a board."""
         start_key, walk_key = jax.random.split(key)
-        occupied, start, position = _first_moves(start_key, self.grid_size, self.num_agents)
+        _occupied, start, position = _first_moves(start_key, self.grid_size, self.num_agents)
         agents = np.arange(self.num_agents, dtype=np.int32)
         size = self.grid_size
         # Which wire a cell belongs to, from 1, in a frame of zeros.

@@ -23,23 +23,23 @@ class Observation(NamedTuple):
     """Nodes (0 is the depot), demands and capacity as shares of the full load, and the route."""
 
     coordinates: Float[Array, "nodes 2"]
-    demands: Float[Array, "nodes"]
-    unvisited_nodes: Bool[Array, "nodes"]
+    demands: Float[Array, " nodes"]
+    unvisited_nodes: Bool[Array, " nodes"]
     position: Int[Array, ""]
-    trajectory: Int[Array, "visits"]
+    trajectory: Int[Array, " visits"]
     capacity: Float[Array, ""]
-    action_mask: Bool[Array, "nodes"]
+    action_mask: Bool[Array, " nodes"]
 
 
 class State(NamedTuple):
     """Nodes, the load left, and the route (padded with the depot)."""
 
     coordinates: Float[Array, "nodes 2"]
-    demands: Int[Array, "nodes"]
+    demands: Int[Array, " nodes"]
     position: Int[Array, ""]
     capacity: Int[Array, ""]
-    visited_mask: Bool[Array, "nodes"]
-    trajectory: Int[Array, "visits"]
+    visited_mask: Bool[Array, " nodes"]
+    trajectory: Int[Array, " visits"]
     num_total_visits: Int[Array, ""]
     key: Array
 

@@ -31,7 +31,7 @@ DIRECTIONS = np.array([(0, 0), (-1, 0), (1, 0), (0, -1), (0, 1), (0, 0)], np.int
 class Observation(NamedTuple):
     """What each agent sees (a vector or three planes), its legal actions and the clock."""
 
-    agents_view: Int[Array, "agents *view"]
+    agents_view: Int[Array, agents * view]
     action_mask: Bool[Array, "agents 6"]
     step_count: Int[Array, ""]
 
@@ -40,11 +40,11 @@ class State(NamedTuple):
     """Agents and food."""
 
     agent_positions: Int[Array, "agents 2"]
-    agent_levels: Int[Array, "agents"]
-    loading: Bool[Array, "agents"]
+    agent_levels: Int[Array, " agents"]
+    loading: Bool[Array, " agents"]
     food_positions: Int[Array, "food 2"]
-    food_levels: Int[Array, "food"]
-    eaten: Bool[Array, "food"]
+    food_levels: Int[Array, " food"]
+    eaten: Bool[Array, " food"]
     step_count: Int[Array, ""]
     key: Array
 
@@ -53,9 +53,9 @@ class Instance(NamedTuple):
     """Positions and levels at the start."""
 
     agent_positions: Int[Array, "agents 2"]
-    agent_levels: Int[Array, "agents"]
+    agent_levels: Int[Array, " agents"]
     food_positions: Int[Array, "food 2"]
-    food_levels: Int[Array, "food"]
+    food_levels: Int[Array, " food"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -38,17 +38,17 @@ class Observation(NamedTuple):
     agent_position: Position
     target_position: Position
     walls: Bool[Array, "rows columns"]
-    action_mask: Bool[Array, "4"]
+    action_mask: Bool[Array, " 4"]
     step_count: Int[Array, ""]
 
 
 class State(NamedTuple):
     """The maze, the agent and the target; cells are ``(row, column)``."""
 
-    agent: Int[Array, "2"]
-    target: Int[Array, "2"]
+    agent: Int[Array, " 2"]
+    target: Int[Array, " 2"]
     walls: Bool[Array, "rows columns"]
-    action_mask: Bool[Array, "4"]
+    action_mask: Bool[Array, " 4"]
     step_count: Int[Array, ""]
     key: Array
 
@@ -57,8 +57,8 @@ class Instance(NamedTuple):
     """Walls and the two cells."""
 
     walls: Bool[Array, "rows columns"]
-    agent: Int[Array, "2"]
-    target: Int[Array, "2"]
+    agent: Int[Array, " 2"]
+    target: Int[Array, " 2"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +83,9 @@ class RandomMaze:
         uniforms = jax.random.uniform(cells_key, (2,))
         agent = choose_true_from(uniforms[0], free)
         target = choose_true_from(uniforms[1], free.at[agent].set(False))
-        return Instance(walls, grid.unflat(agent, self.num_cols), grid.unflat(target, self.num_cols))
+        return Instance(
+            walls, grid.unflat(agent, self.num_cols), grid.unflat(target, self.num_cols)
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,9 +31,9 @@ BLOCKED, TIED, REVISIT = -1, -2, -3
 class Observation(NamedTuple):
     """Node types (-1 free, ``2a + 1`` to be reached by agent ``a``, ``2a`` reached), the graph."""
 
-    node_types: Int[Array, "nodes"]
+    node_types: Int[Array, " nodes"]
     adj_matrix: Int[Array, "nodes nodes"]
-    positions: Int[Array, "agents"]
+    positions: Int[Array, " agents"]
     step_count: Int[Array, ""]
     action_mask: Bool[Array, "agents nodes"]
 
@@ -45,16 +45,16 @@ class State(NamedTuple):
     agent may not enter because another one has been there; ``walks`` the nodes in order.
     """
 
-    node_types: Int[Array, "nodes"]
+    node_types: Int[Array, " nodes"]
     adj_matrix: Int[Array, "nodes nodes"]
     terminals: Int[Array, "agents terminals"]
     visited: Bool[Array, "agents nodes"]
     closed: Bool[Array, "agents nodes"]
     walks: Int[Array, "agents steps"]
-    walk_end: Int[Array, "agents"]
-    positions: Int[Array, "agents"]
+    walk_end: Int[Array, " agents"]
+    positions: Int[Array, " agents"]
     action_mask: Bool[Array, "agents nodes"]
-    finished_agents: Bool[Array, "agents"]
+    finished_agents: Bool[Array, " agents"]
     step_count: Int[Array, ""]
     key: Array
 
@@ -229,7 +229,7 @@ def _reachable(state: State) -> Array:
     return edges & ~state.closed & ~state.finished_agents[:, None]
 
 
-def _connections(state: State) -> Int[Array, "agents"]:
+def _connections(state: State) -> Int[Array, " agents"]:
     """How many of its nodes each agent has visited."""
     agents = np.arange(state.terminals.shape[0])[:, None]
     return state.visited[agents, state.terminals].sum(axis=1)

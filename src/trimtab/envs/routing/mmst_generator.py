@@ -84,7 +84,9 @@ class SplitRandomGraph:
         nodes = self.num_nodes
         nothing = jnp.zeros((nodes, nodes), bool)
         graph = _Growing(nothing, nothing, jnp.zeros(nodes, jnp.int32), jnp.int32(0))
-        share = [len(part) for part in np.array_split(np.arange(self.num_edges // 2), self.num_agents)]
+        share = [
+            len(part) for part in np.array_split(np.arange(self.num_edges // 2), self.num_agents)
+        ]
         sizes = [
             min(len(group) * (len(group) - 1) // 2, max(len(group) - 1, part))
             for group, part in zip(self.groups, share)
@@ -112,13 +114,15 @@ def _add(graph: _Growing, first: Array, second: Array, wanted: Array) -> _Growin
     """Add an edge where wanted."""
     row, column = jnp.where(wanted, first, graph.degree.shape[0]), second
     return _Growing(
-        graph.adjacency.at[row, column].set(True, mode="drop").at[
-            jnp.where(wanted, second, graph.degree.shape[0]), first
-        ].set(True, mode="drop"),
+        graph.adjacency.at[row, column]
+        .set(True, mode="drop")
+        .at[jnp.where(wanted, second, graph.degree.shape[0]), first]
+        .set(True, mode="drop"),
         graph.joined.at[row, column].set(True, mode="drop"),
-        graph.degree.at[row].add(1, mode="drop").at[
-            jnp.where(wanted, second, graph.degree.shape[0])
-        ].add(1, mode="drop"),
+        graph.degree.at[row]
+        .add(1, mode="drop")
+        .at[jnp.where(wanted, second, graph.degree.shape[0])]
+        .add(1, mode="drop"),
         graph.edges + wanted,
     )
 

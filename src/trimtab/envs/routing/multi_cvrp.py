@@ -31,29 +31,29 @@ class Nodes(NamedTuple):
     """Places (0 is the depot) and what they need."""
 
     coordinates: Float[Array, "nodes 2"]
-    demands: Int16[Array, "nodes"]
+    demands: Int16[Array, " nodes"]
 
 
 class Windows(NamedTuple):
     """When service may begin without cost."""
 
-    start: Float[Array, "nodes"]
-    end: Float[Array, "nodes"]
+    start: Float[Array, " nodes"]
+    end: Float[Array, " nodes"]
 
 
 class Coefficients(NamedTuple):
     """Cost of a unit of time before and after the window."""
 
-    early: Float[Array, "nodes"]
-    late: Float[Array, "nodes"]
+    early: Float[Array, " nodes"]
+    late: Float[Array, " nodes"]
 
 
 class Vehicles(NamedTuple):
     """Where vehicles are, their clocks, and the load left."""
 
     coordinates: Float[Array, "vehicles 2"]
-    local_times: Float[Array, "vehicles"]
-    capacities: Int16[Array, "vehicles"]
+    local_times: Float[Array, " vehicles"]
+    capacities: Int16[Array, " vehicles"]
 
 
 class Observation(NamedTuple):
@@ -72,11 +72,11 @@ class State(NamedTuple):
     nodes: Nodes
     windows: Windows
     coeffs: Coefficients
-    positions: Int16[Array, "vehicles"]
-    local_times: Float[Array, "vehicles"]
-    capacities: Int16[Array, "vehicles"]
-    distances: Float[Array, "vehicles"]
-    time_penalties: Float[Array, "vehicles"]
+    positions: Int16[Array, " vehicles"]
+    local_times: Float[Array, " vehicles"]
+    capacities: Int16[Array, " vehicles"]
+    distances: Float[Array, " vehicles"]
+    time_penalties: Float[Array, " vehicles"]
     order: Int16[Array, "vehicles visits"]
     action_mask: Bool[Array, "vehicles nodes"]
     step_count: Int16[Array, ""]

@@ -41,21 +41,21 @@ class Observation(NamedTuple):
     power_up_locations: Int[Array, "power_ups 2"]
     frightened_state_time: Int[Array, ""]
     pellet_locations: Int[Array, "pellets 2"]
-    action_mask: Bool[Array, "5"]
+    action_mask: Bool[Array, " 5"]
     score: Int[Array, ""]
 
 
 class State(NamedTuple):
     """All cells here are ``(row, column)``."""
 
-    player: Int[Array, "2"]
+    player: Int[Array, " 2"]
     ghosts: Int[Array, "4 2"]
     previous_ghosts: Int[Array, "4 2"]
-    ghost_actions: Int[Array, "4"]
-    ghost_starts: Int[Array, "4"]
-    ghost_eaten: Bool[Array, "4"]
-    pellets: Bool[Array, "pellets"]
-    power_ups: Bool[Array, "power_ups"]
+    ghost_actions: Int[Array, " 4"]
+    ghost_starts: Int[Array, " 4"]
+    ghost_eaten: Bool[Array, " 4"]
+    pellets: Bool[Array, " pellets"]
+    power_ups: Bool[Array, " power_ups"]
     pellets_left: Int[Array, ""]
     frightened_state_time: Int[Array, ""]
     dead: Bool[Array, ""]

@@ -39,10 +39,10 @@ class State(NamedTuple):
     """Robots and shelves; ``shelves`` has 0 where none, else 1 + the shelf's number."""
 
     positions: Int[Array, "agents 2"]
-    directions: Int[Array, "agents"]
-    carrying: Bool[Array, "agents"]
+    directions: Int[Array, " agents"]
+    carrying: Bool[Array, " agents"]
     shelves: Int[Array, "rows columns"]
-    request_queue: Int[Array, "requests"]
+    request_queue: Int[Array, " requests"]
     action_mask: Bool[Array, "agents 5"]
     step_count: Int[Array, ""]
     key: Array
@@ -52,8 +52,8 @@ class Instance(NamedTuple):
     """Robots and requests at the start."""
 
     positions: Int[Array, "agents 2"]
-    directions: Int[Array, "agents"]
-    request_queue: Int[Array, "requests"]
+    directions: Int[Array, " agents"]
+    request_queue: Int[Array, " requests"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,9 +78,7 @@ class RandomStart:
 
     def __post_init__(self) -> None:
         if self.shelf_columns % 2 == 0 or min(dataclasses.astuple(self)) < 1:
-            raise InputError(
-                f"{self}: expected positive sizes and an odd number of shelf columns."
-            )
+            raise InputError(f"{self}: expected positive sizes and an odd number of shelf columns.")
         if self.request_queue_size >= self.num_shelves:
             raise InputError(
                 f"{self.request_queue_size} requests need more than {self.num_shelves} shelves."

@@ -22,18 +22,18 @@ class Observation(NamedTuple):
 
     grid: Float[Array, "rows columns 5"]
     step_count: Int[Array, ""]
-    action_mask: Bool[Array, "4"]
+    action_mask: Bool[Array, " 4"]
 
 
 class State(NamedTuple):
     """``body_state`` is the length at the head, falls to 1 at the tail, and is 0 elsewhere."""
 
     body_state: Int[Array, "rows columns"]
-    head: Int[Array, "2"]
-    fruit: Int[Array, "2"]
+    head: Int[Array, " 2"]
+    fruit: Int[Array, " 2"]
     length: Int[Array, ""]
     step_count: Int[Array, ""]
-    action_mask: Bool[Array, "4"]
+    action_mask: Bool[Array, " 4"]
     key: Array
 
 

@@ -46,7 +46,7 @@ class State(NamedTuple):
 
     fixed_grid: UInt8[Array, "10 10"]
     variable_grid: UInt8[Array, "10 10"]
-    agent_location: Int[Array, "2"]
+    agent_location: Int[Array, " 2"]
     step_count: Int[Array, ""]
     key: Array
 

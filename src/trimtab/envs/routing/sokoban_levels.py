@@ -26,7 +26,7 @@ class Level(NamedTuple):
 
     fixed: UInt8[Array, "10 10"]
     movable: UInt8[Array, "10 10"]
-    agent: Int[Array, "2"]
+    agent: Int[Array, " 2"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ class ReversePlay:
         """Draw a level."""
         return self.with_solution(key)[0]
 
-    def with_solution(self, key: Array) -> tuple[Level, Int[Array, "moves"]]:
+    def with_solution(self, key: Array) -> tuple[Level, Int[Array, " moves"]]:
         """Draw a level and actions that solve it, in order; -1 where the move is skipped."""
         carve_key, place_key, play_key = jax.random.split(key, 3)
         floor = self._carve(carve_key)

@@ -21,8 +21,8 @@ class Observation(NamedTuple):
 
     coordinates: Float[Array, "cities 2"]
     position: Int[Array, ""]
-    trajectory: Int[Array, "cities"]
-    action_mask: Bool[Array, "cities"]
+    trajectory: Int[Array, " cities"]
+    action_mask: Bool[Array, " cities"]
 
 
 class State(NamedTuple):
@@ -30,8 +30,8 @@ class State(NamedTuple):
 
     coordinates: Float[Array, "cities 2"]
     position: Int[Array, ""]
-    visited_mask: Bool[Array, "cities"]
-    trajectory: Int[Array, "cities"]
+    visited_mask: Bool[Array, " cities"]
+    trajectory: Int[Array, " cities"]
     num_visited: Int[Array, ""]
     key: Array
 
@@ -144,6 +144,4 @@ class TSP(Environment):
 
 
 def _observe(state: State) -> Observation:
-    return Observation(
-        state.coordinates, state.position, state.trajectory, ~state.visited_mask
-    )
+    return Observation(state.coordinates, state.position, state.trajectory, ~state.visited_mask)

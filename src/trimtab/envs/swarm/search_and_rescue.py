@@ -36,11 +36,11 @@ class State(NamedTuple):
     """Searchers and targets; angles in radians."""
 
     positions: Float[Array, "searchers 2"]
-    headings: Float[Array, "searchers"]
-    speeds: Float[Array, "searchers"]
+    headings: Float[Array, " searchers"]
+    speeds: Float[Array, " searchers"]
     target_positions: Float[Array, "targets 2"]
     target_velocities: Float[Array, "targets 2"]
-    found: Bool[Array, "targets"]
+    found: Bool[Array, " targets"]
     step: Int[Array, ""]
     key: Array
 
@@ -56,8 +56,8 @@ class Instance(NamedTuple):
     """Searchers and targets at the start; ``speed_share`` lies in [0, 1]."""
 
     positions: Float[Array, "searchers 2"]
-    headings: Float[Array, "searchers"]
-    speed_share: Float[Array, "searchers"]
+    headings: Float[Array, " searchers"]
+    speed_share: Float[Array, " searchers"]
     target_positions: Float[Array, "targets 2"]
 
 
@@ -108,7 +108,9 @@ class RandomDrift:
         noise = jax.random.normal(key, state.target_positions.shape)
         velocities = state.target_velocities + self.acceleration * noise
         speed = jnp.sqrt(jnp.square(velocities).sum(axis=1, keepdims=True))
-        velocities = jnp.where(speed > self.max_speed, self.max_speed * velocities / speed, velocities)
+        velocities = jnp.where(
+            speed > self.max_speed, self.max_speed * velocities / speed, velocities
+        )
         return TargetMotion((state.target_positions + velocities) % env_size, velocities)
 
 

@@ -117,7 +117,9 @@ def hue(index: int, count: int, saturation: float = 0.6, value: float = 0.85) ->
     """One of ``count`` well separated colours."""
     import colorsys
 
-    red, green, blue = colorsys.hsv_to_rgb((index % max(count, 1)) / max(count, 1), saturation, value)
+    red, green, blue = colorsys.hsv_to_rgb(
+        (index % max(count, 1)) / max(count, 1), saturation, value
+    )
     return f"#{int(red * 255):02x}{int(green * 255):02x}{int(blue * 255):02x}"
 
 

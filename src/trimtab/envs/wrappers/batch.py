@@ -76,7 +76,8 @@ class Batch(Wrapper):
             state, observation, waiting = carry
             (served,) = jnp.nonzero(waiting, size=at_once, fill_value=lanes)
             keys = state.key.at[served].get(mode="clip")
-            fresh, first = jax.vmap(self.env.reset)(jax.vmap(lambda key: jax.random.split(key)[0])(keys))
+            keys = jax.vmap(lambda key: jax.random.split(key)[0])(keys)
+            fresh, first = jax.vmap(self.env.reset)(keys)
             state, observation = jax.tree.map(
                 lambda old, new: old.at[served].set(new, mode="drop"),
                 (state, observation),
@@ -94,5 +95,8 @@ class Batch(Wrapper):
         from trimtab.envs.viewers import mosaic
 
         lanes = jax.tree.leaves(state)[0].shape[0]
-        one = [jax.tree.map(lambda leaf: leaf[lane], state) for lane in range(min(lanes, 16))]
-        return mosaic([self.env.picture(self.inner_state(each)) for each in one])
+
+        def pick(lane: int) -> Any:
+            return self.inner_state(jax.tree.map(lambda leaf: leaf[lane], state))
+
+        return mosaic([self.env.picture(pick(lane)) for lane in range(min(lanes, 16))])

@@ -34,7 +34,7 @@ def gymnasium_env(env: Environment, *, seed: int = 0, render_mode: str | None = 
     class GymnasiumEnv(gymnasium.Env):
         """The environment behind Gymnasium's five-value interface."""
 
-        metadata = {"render_modes": ["rgb_array", "ansi", "svg"], "render_fps": 5}  # noqa: RUF012
+        metadata = {"render_modes": ["rgb_array", "ansi", "svg"], "render_fps": 5}
 
         def __init__(self) -> None:
             self.observation_space = env.observation_spec.to_gymnasium()
@@ -100,7 +100,7 @@ def gymnasium_vector_env(
     class GymnasiumVectorEnv(vector.VectorEnv):
         """A batch of environments behind Gymnasium's vector interface."""
 
-        metadata = {"autoreset_mode": mode}  # noqa: RUF012
+        metadata = {"autoreset_mode": mode}
 
         def __init__(self) -> None:
             self.num_envs = num_envs

@@ -39,6 +39,9 @@ RECIPES: tuple[Recipe, ...] = (
     Recipe(
         "text", "Model text byte by byte with a small transformer.", "trimtab.train.recipes.text"
     ),
+    Recipe(
+        "rl", "Train an agent in an environment by PPO or A2C.", "trimtab.train.reinforcement.recipe"
+    ),
 )
 
 

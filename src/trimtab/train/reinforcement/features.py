@@ -18,15 +18,15 @@ class GridView(NamedTuple):
     """Planes over a grid, and facts about all of it."""
 
     planes: Float[Array, "rows columns channels"]
-    facts: Float[Array, "facts"]
+    facts: Float[Array, " facts"]
 
 
 class SetView(NamedTuple):
     """A set of which one member is chosen, and facts about all of it."""
 
     tokens: Float[Array, "tokens features"]
-    present: Bool[Array, "tokens"]
-    facts: Float[Array, "facts"]
+    present: Bool[Array, " tokens"]
+    facts: Float[Array, " facts"]
 
 
 class PairView(NamedTuple):
@@ -35,7 +35,7 @@ class PairView(NamedTuple):
     left: Float[Array, "left left_features"]
     right: Float[Array, "right right_features"]
     linked: Bool[Array, "left right"]
-    facts: Float[Array, "facts"]
+    facts: Float[Array, " facts"]
 
 
 class AgentsView(NamedTuple):

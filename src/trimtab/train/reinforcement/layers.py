@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -21,7 +23,7 @@ class Perceptron(eqx.Module):
     ):
         keys = jax.random.split(key, len(sizes) - 1)
         layers = []
-        for index, (inputs, outputs) in enumerate(zip(sizes, sizes[1:])):
+        for index, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):
             layer = eqx.nn.Linear(inputs, outputs, key=keys[index])
             gain = scale if index == len(sizes) - 2 else 2**0.5
             weight = jax.nn.initializers.orthogonal(gain)(keys[index], (outputs, inputs))
@@ -30,7 +32,7 @@ class Perceptron(eqx.Module):
         self.layers = tuple(layers)
         self.active_end = active
 
-    def __call__(self, x: Float[Array, "features"]) -> Float[Array, "outputs"]:
+    def __call__(self, x: Float[Array, " features"]) -> Float[Array, " outputs"]:
         """Apply to one vector."""
         for index, layer in enumerate(self.layers):
             x = layer(x)

@@ -60,7 +60,7 @@ class GridNetwork(eqx.Module):
         value = self.value(flat)[0]
         if not self.per_cell:
             return self.policy(flat).reshape(self.logits), value
-        rows, columns, width = cells.shape
+        rows, columns, _width = cells.shape
         around = jnp.concatenate([cells.mean(axis=(0, 1)), view.facts])
         around = jnp.broadcast_to(around, (rows, columns, around.shape[0]))
         each = jnp.concatenate([cells, around], axis=-1).reshape(rows * columns, -1)
