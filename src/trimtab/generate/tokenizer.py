@@ -112,10 +112,9 @@ class Tokenizer:
         """
         if "\x00" in text and not self._byte_level:
             text = text.replace("\x00", "")
-        try:
-            raw = self._encode(text, begin=begin, special=special)
-        except UnicodeEncodeError as error:
-            raise InputError("The text holds half of a surrogate pair; send valid UTF-8.") from error
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise InputError("The text holds half of a surrogate pair; send valid UTF-8.")
+        raw = self._encode(text, begin=begin, special=special)
         if self.vocabulary.kind == "json" or not begin:
             return raw
         vocabulary = self.vocabulary
