@@ -184,7 +184,7 @@ def critical_cycle(run: Run, *, longest: int = 200_000) -> CriticalCycle:
     """
     walker = _Walker(run)
     node = walker.last()
-    path: list[tuple[tuple[int, int, str], str, int]] = []
+    path: list[_Link] = []
     while node is not None and len(path) < longest:
         before, cause, cycles = walker.predecessor(node)
         path.append((node, cause, cycles))
@@ -198,26 +198,44 @@ def critical_cycle(run: Run, *, longest: int = 200_000) -> CriticalCycle:
     return CriticalCycle(
         steps=tuple(cause for _, cause, _ in reversed(loop[:-1])),
         cycles=sum(cycles for _, _, cycles in loop[:-1]),
-        firings=max(1, first[1] - last[1]),
+        firings=max(1, first.firing - last.firing),
         shares={cause: cycles / total for cause, cycles in spent.most_common() if cycles},
     )
 
 
-def _loop(
-    path: list[tuple[tuple[int, int, str], str, int]],
-) -> list[tuple[tuple[int, int, str], str, int]]:
-    """The shortest stretch, from the middle on, that returns to its unit at a later firing."""
+@dataclass(frozen=True)
+class _Event:
+    """A firing that is ready or has all its room, or one token that is received."""
+
+    unit: int
+    firing: int
+    fired: bool
+    fifo: int = -1
+    token: int = -1
+
+    @property
+    def place(self) -> tuple[int, bool, int]:
+        """What recurs from firing to firing."""
+        return self.unit, self.fired, self.fifo
+
+
+# An event, why it happened when it did, and the cycles since what decided it.
+_Link = tuple[_Event, str, int]
+
+
+def _loop(path: list[_Link]) -> list[_Link]:
+    """The shortest stretch, from the middle on, that returns to its place at an earlier firing."""
     start = len(path) // 2
-    unit, firing, point = path[start][0]
+    event = path[start][0]
     for end in range(start + 1, len(path)):
         other = path[end][0]
-        if (other[0], other[2]) == (unit, point) and other[1] < firing:
+        if other.place == event.place and other.firing < event.firing:
             return path[start : end + 1]
     return path[start : start + 2]
 
 
 class _Walker:
-    """Finds what decided the time of an event; events are (unit, firing, point)."""
+    """Finds what decided the time of an event."""
 
     def __init__(self, run: Run) -> None:
         self.run, self.network = run, run.network
@@ -230,56 +248,77 @@ class _Walker:
             self.made[f] = token_firings(self.network, f, own, producer=True)
             self.used[f] = token_firings(self.network, f, len(self.received[f]), producer=False)
 
-    def last(self) -> tuple[int, int, str] | None:
+    def last(self) -> _Event | None:
         u = int(np.argmax(self.run.unit_time))
         firings = int(self.run.unit_firings[u])
-        return (u, firings - 1, "fired") if firings else None
+        return _Event(u, firings - 1, True) if firings else None
 
-    def predecessor(
-        self, node: tuple[int, int, str]
-    ) -> tuple[tuple[int, int, str] | None, str, int]:
-        u, n, point = node
-        ready, fired = self.times[u][0][n], self.times[u][1][n]
-        if point == "fired":
-            if fired == ready:
-                return self.predecessor((u, n, "ready"))
-            return self._room(u, n, int(fired))
-        return self._tokens(u, n, int(ready))
+    def predecessor(self, node: _Event) -> tuple[_Event | None, str, int]:
+        """Return what decided an event's time, why, and the cycles between the two."""
+        if node.fifo >= 0:
+            return self._received(node)
+        ready, fired = (int(times[node.firing]) for times in self.times[node.unit])
+        if node.fired and fired != ready:
+            return self._room(node, fired)
+        receives = self._receives(node.unit, node.firing)
+        if not receives:
+            return self._interval(node.unit, node.firing, ready)
+        fifo, token = receives[-1]
+        return self._received(_Event(node.unit, node.firing, False, fifo, token))
 
-    def _room(self, u: int, n: int, time: int) -> tuple[tuple[int, int, str] | None, str, int]:
-        for f in self.network.units[u].outputs:
+    def _receives(self, unit: int, firing: int) -> list[tuple[int, int]]:
+        """The tokens that a firing takes, in order."""
+        return [
+            (f, token)
+            for f in self.network.units[unit].inputs
+            for token in range(*np.searchsorted(self.used[f], [firing, firing + 1]))
+        ]
+
+    def _interval(self, unit: int, firing: int, time: int) -> tuple[_Event | None, str, int]:
+        if firing == 0:
+            return None, "start", time
+        entry = self.network.units[unit]
+        cause = f"{entry.name} fires every {entry.interval}"
+        return _Event(unit, firing - 1, True), cause, entry.interval
+
+    def _room(self, node: _Event, time: int) -> tuple[_Event | None, str, int]:
+        for f in self.network.units[node.unit].outputs:
             fifo = self.network.fifos[f]
             if fifo.depth is None:
                 continue
-            first, last = np.searchsorted(self.made[f], [n, n + 1]) + fifo.initial
-            for token in range(max(first, fifo.depth), last):
-                freed = int(self.received[f][token - fifo.depth])
-                if freed + fifo.response_latency == time:
-                    at = int(self.used[f][token - fifo.depth])
+            first, last = np.searchsorted(self.made[f], [node.firing, node.firing + 1])
+            for token in range(max(first + fifo.initial, fifo.depth), last + fifo.initial):
+                freed = token - fifo.depth
+                if int(self.received[f][freed]) + fifo.response_latency == time:
                     reader = self.network.units[fifo.consumer].name
                     cause = f"{fifo.name} is full (depth {fifo.depth}) until {reader} reads"
-                    return (fifo.consumer, at, "ready"), cause, fifo.response_latency
+                    event = _Event(fifo.consumer, int(self.used[f][freed]), False, f, freed)
+                    return event, cause, fifo.response_latency
         return None, "start", time
 
-    def _tokens(self, u: int, n: int, time: int) -> tuple[tuple[int, int, str] | None, str, int]:
-        unit = self.network.units[u]
-        if n > 0 and self.times[u][1][n - 1] + unit.interval == time:
-            cause = f"{unit.name} fires every {unit.interval}"
-            return (u, n - 1, "fired"), cause, unit.interval
-        for f in unit.inputs:
-            fifo = self.network.fifos[f]
-            first, last = np.searchsorted(self.used[f], [n, n + 1])
-            for token in range(first, last):
-                if int(self.visible[f][token]) != time or token < fifo.initial:
-                    continue
-                m = int(self.made[f][token - fifo.initial])
-                maker = self.network.units[fifo.producer].name
-                cause = f"{maker} takes {fifo.latency} to fill {fifo.name}"
-                ready, fired = self.times[fifo.producer][0][m], self.times[fifo.producer][1][m]
-                if ready + fifo.latency == time:
-                    return (fifo.producer, m, "ready"), cause, fifo.latency
-                return (fifo.producer, m, "fired"), cause, time - int(fired)
-        return None, "start", time
+    def _received(self, node: _Event) -> tuple[_Event | None, str, int]:
+        f, token = node.fifo, node.token
+        time, fifo = int(self.received[f][token]), self.network.fifos[f]
+        receives = self._receives(node.unit, node.firing)
+        position = receives.index((f, token))
+        if position > 0:
+            before = receives[position - 1]
+            if int(self.received[before[0]][before[1]]) == time:
+                return self._received(_Event(node.unit, node.firing, False, *before))
+        elif node.firing > 0:
+            interval = self.network.units[node.unit].interval
+            if int(self.times[node.unit][1][node.firing - 1]) + interval == time:
+                return self._interval(node.unit, node.firing, time)
+        if int(self.visible[f][token]) != time or token < fifo.initial:
+            return None, "start", time
+        m = int(self.made[f][token - fifo.initial])
+        cause = (
+            f"{self.network.units[fifo.producer].name} takes {fifo.latency} to fill {fifo.name}"
+        )
+        ready, fired = (int(times[m]) for times in self.times[fifo.producer])
+        if ready + fifo.latency == time:
+            return _Event(fifo.producer, m, False), cause, fifo.latency
+        return _Event(fifo.producer, m, True), cause, time - fired
 
 
 def cycle_time(network: Network) -> Fraction:
@@ -291,26 +330,30 @@ def cycle_time(network: Network) -> Fraction:
     Raises:
         InputError: some port moves several tokens at a firing there.
     """
-    edges: list[tuple[tuple[int, int], tuple[int, int], int, int]] = []
-    READY, FIRED = 0, 1
-    for u, unit in enumerate(network.units):
-        edges += [((u, READY), (u, FIRED), 0, 0), ((u, FIRED), (u, READY), unit.interval, 1)]
-    for fifo in network.fifos:
-        made = max(fifo.produce.runs)[1]
-        used = max(fifo.consume.runs)[1]
+    moving = []
+    for f, fifo in enumerate(network.fifos):
+        made, used = max(fifo.produce.runs)[1], max(fifo.consume.runs)[1]
         if max(made, used) > 1:
             raise InputError(
                 f"FIFO {fifo.name} moves {max(made, used)} tokens at a firing; "
                 f"use critical_cycle on a recorded run."
             )
-        if not made or not used:
-            continue
-        p, c = fifo.producer, fifo.consumer
-        edges.append(((p, READY), (c, READY), fifo.latency, fifo.initial))
-        edges.append(((p, FIRED), (c, READY), fifo.send_latency, fifo.initial))
+        if made and used:
+            moving.append(f)
+    # Nodes: a FIFO's number for the receipt of its token, then each unit's start and its end.
+    edges: list[tuple[int, int, int, int]] = []
+    for u, unit in enumerate(network.units):
+        ready, fired = len(network.fifos) + 2 * u, len(network.fifos) + 2 * u + 1
+        chain = [f for f in unit.inputs if f in moving] + [ready]
+        edges += [(fired, chain[0], unit.interval, 1), (ready, fired, 0, 0)]
+        edges += [(one, other, 0, 0) for one, other in zip(chain, chain[1:])]
+    for f in moving:
+        fifo = network.fifos[f]
+        ready = len(network.fifos) + 2 * fifo.producer
+        edges.append((ready, f, fifo.latency, fifo.initial))
+        edges.append((ready + 1, f, fifo.send_latency, fifo.initial))
         if fifo.depth is not None:
-            places = fifo.depth - fifo.initial
-            edges.append(((c, READY), (p, FIRED), fifo.response_latency, places))
+            edges.append((f, ready + 1, fifo.response_latency, fifo.depth - fifo.initial))
     return _maximum_cycle_ratio(edges)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from trimtab.simulate.stream.run import FULL, Blocked, Run
 _FINISHED, _LIMIT = 0, 2
 
 
-def _flat(values: Sequence[int]) -> np.ndarray:
+def _flat(values: Any) -> np.ndarray:
     return np.ascontiguousarray(values, dtype=np.int64).reshape(-1)
 
 
