@@ -98,7 +98,17 @@ def _write(app: Sphinx) -> None:
             target.write_text(text)
 
 
+def _shorten(app, what, name, value, options, signature, returned):  # the event's own arguments
+    """Write arrays in signatures as the sources do, not by their private module."""
+
+    def short(text: str | None) -> str | None:
+        return text and text.replace("jaxlib._jax.Array", "Array").replace("jax.Array", "Array")
+
+    return short(signature), short(returned)
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register with Sphinx."""
     app.connect("builder-inited", _write)
+    app.connect("autodoc-process-signature", _shorten)
     return {"parallel_read_safe": True}
