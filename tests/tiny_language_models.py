@@ -15,7 +15,8 @@ from trimtab.models.decoder.config import DecoderConfig, Rotary
 
 SPECIAL = ("<|end|>", "<|user|>", "<|assistant|>")
 TEMPLATE = (
-    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}"
+    "{% for message in messages %}"
+    "{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tiny_language_models import build_tiny
 
+from tiny_language_models import build_tiny
 from trimtab.generate.language_model import LanguageModel
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tiny_language_models import save_for_reading
 
+from tiny_language_models import save_for_reading
 from trimtab.errors import UnsupportedError
 from trimtab.generate.gguf_model import read_gguf_model, write_gguf_model
 from trimtab.generate.huggingface import read_config, read_huggingface, write_huggingface

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_language_models import build_tiny
 
+from tiny_language_models import build_tiny
 from trimtab.errors import InputError
 from trimtab.generate.batch import ContextLengthError, Request
 from trimtab.generate.grammar import json_schema_grammar, lark_grammar, regex_grammar

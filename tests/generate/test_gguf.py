@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_language_models import tiny_checkpoint
 
+from tiny_language_models import tiny_checkpoint
 from trimtab.errors import FileFormatError, TrimtabError, UnsupportedError
 from trimtab.generate.gguf_file import (
     TENSOR_TYPES,

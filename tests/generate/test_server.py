@@ -14,8 +14,8 @@ import numpy as np
 import openai
 import pytest
 import uvicorn
-from tiny_language_models import build_tiny
 
+from tiny_language_models import build_tiny
 from trimtab.errors import InputError
 from trimtab.generate.sampling import GREEDY, SamplingOptions
 from trimtab.generate.server import ServerSettings, build_application

@@ -9,8 +9,8 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_language_models import TEMPLATE, byte_vocabulary
 
+from tiny_language_models import TEMPLATE, byte_vocabulary
 from trimtab.errors import InputError, UnsupportedError
 from trimtab.generate.chat import check_messages, encode_chat, render
 from trimtab.generate.checkpoint import Vocabulary
@@ -19,7 +19,8 @@ from trimtab.generate.tokenizer import Tokenizer
 
 HARD = [
     "", " ", "  leading", "trailing  ", "\n\n\t x", "don't WON'T I'll", "3.14159 2024-01-01",
-    "héllo wörld", "你好，世界", "🎉👩‍👩‍👧", "a\u0300b", "x" * 50, "<|im_end|> <|end|>", "e=mc²", "\u200b",
+    "héllo wörld", "你好，世界", "🎉👩‍👩‍👧", "a\u0300b", "x" * 50, "<|im_end|> <|end|>",
+    "e=mc²", "\u200b",
 ]  # fmt: skip
 
 
@@ -88,7 +89,9 @@ def test_a_saved_tokenizer_encodes_alike(tokenizer, tmp_path):
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.text("ab<|é🎉 ", max_size=30), st.lists(st.text("ab|é", min_size=1, max_size=4), max_size=3))
+@given(
+    st.text("ab<|é🎉 ", max_size=30), st.lists(st.text("ab|é", min_size=1, max_size=4), max_size=3)
+)
 def test_a_stream_equals_cutting_the_whole_text(tokenizer, text, stops):
     stream, out = TextStream(tokenizer, stops), ""
     for token in tokenizer.encode(text, begin=False):
@@ -125,7 +128,7 @@ def test_control_tokens_in_messages_stay_plain_text(tokenizer):
 
 def test_templates_run_in_a_sandbox(tokenizer):
     escape = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
-    with pytest.raises(InputError, match="refused|failed"):
+    with pytest.raises(InputError, match=r"refused|failed"):
         render(escape, [{"role": "user", "content": ""}], tokenizer)
     with pytest.raises(InputError):
         render("{{ messages.append(1) }}", [{"role": "user", "content": ""}], tokenizer)
@@ -141,8 +144,13 @@ def test_a_template_may_refuse_and_a_missing_one_is_explained(tokenizer):
         render("{% for %}", message, tokenizer)
 
 
-@pytest.mark.parametrize("bad", [None, [], "hi", [{"content": "x"}], [{"role": "user", "content": 3}],
-                                 [{"role": "user", "content": [{"type": "image_url"}]}]])  # fmt: skip
+BAD_MESSAGES = [
+    None, [], "hi", [{"content": "x"}], [{"role": "user", "content": 3}],
+    [{"role": "user", "content": [{"type": "image_url"}]}],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("bad", BAD_MESSAGES)
 def test_messages_of_the_wrong_form_are_refused(bad):
     with pytest.raises(InputError, match="messages"):
         check_messages(bad)

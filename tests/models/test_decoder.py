@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_language_models import tiny_config
 
+from tiny_language_models import tiny_config
 from trimtab.errors import FileFormatError, InputError
 from trimtab.kernels.block_formats import BLOCK_FORMATS, dequantize
 from trimtab.models.decoder import BlockLinear, Decoder, DecoderConfig, KVCache, Rotary, Tensor

@@ -76,9 +76,7 @@ def command(
     _print_stream(language_model, start, settings, stats)
 
 
-def _print_stream(
-    model: LanguageModel, prompt: Any, settings: dict[str, Any], stats: bool
-) -> None:
+def _print_stream(model: LanguageModel, prompt: Any, settings: dict[str, Any], stats: bool) -> None:
     import time
 
     began, first, count = time.monotonic(), 0.0, 0

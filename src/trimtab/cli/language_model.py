@@ -58,7 +58,7 @@ def sampling_options(verb: Verb) -> Verb:
 
     @click.option("--temp", type=click.FloatRange(0), help="Temperature; 0 is greedy.")
     @click.option("--top-k", type=click.IntRange(0), help="Keep the k most likely tokens.")
-    @click.option("--top-p", type=click.FloatRange(0, 1), help="Keep a nucleus of this probability.")
+    @click.option("--top-p", type=click.FloatRange(0, 1), help="Keep this much probability.")
     @click.option("--min-p", type=click.FloatRange(0, 1), help="Keep tokens this near the best.")
     @click.option("--repeat-penalty", type=click.FloatRange(0.01), help="Above 1: repeat less.")
     @click.option("-s", "--seed", type=int, help="Same seed, same text.")

@@ -56,7 +56,7 @@ class Request:
 
     tokens: tuple[int, ...]
     max_tokens: int = 128
-    options: SamplingOptions = SamplingOptions()
+    options: SamplingOptions = dataclasses.field(default_factory=SamplingOptions)
     stops: tuple[str, ...] = ()
     top: int | None = None
     echo: bool = False
@@ -117,7 +117,9 @@ class Running:
         timing: when things happened.
     """
 
-    def __init__(self, request: Request, tokenizer: Tokenizer, emit: Callable[[Event], None]) -> None:
+    def __init__(
+        self, request: Request, tokenizer: Tokenizer, emit: Callable[[Event], None]
+    ) -> None:
         self.request = request
         self.tokens = list(request.tokens)
         self.done = 0
@@ -162,7 +164,9 @@ class Batch:
         prefix_bytes: memory for the prefix cache; 0 turns it off.
     """
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer, *, prefix_bytes: int = 256 << 20) -> None:
+    def __init__(
+        self, engine: Engine, tokenizer: Tokenizer, *, prefix_bytes: int = 256 << 20
+    ) -> None:
         self.engine = engine
         self.tokenizer = tokenizer
         self.prefix = PrefixCache(engine, prefix_bytes)
@@ -269,11 +273,12 @@ class Batch:
         tokens, slots, positions, _ = _layout([(running, running.done, stop, 0)])
         part = self.engine.hidden(tokens, slots, positions).sum(axis=0, dtype=np.float64)
         before = running.hidden_sum
-        running.hidden_sum = part if before is None else before + part
+        total = part if before is None else before + part
+        running.hidden_sum = total
         running.done = stop
         self.steps += 1
         if stop == running.prompt_length:
-            mean = (running.hidden_sum / running.prompt_length).astype(np.float32)
+            mean = (total / running.prompt_length).astype(np.float32)
             self._finish(running, "stop", Event(embedding=mean))
 
     def cancel_all(self) -> None:
@@ -370,18 +375,18 @@ class Batch:
         if not running.timing.first_token:
             running.timing.first_token = time.monotonic()
         allowed = None if constraint is None else constraint.allowed()
+        open_ended = logits
         if request.ignore_end:
-            logits = logits.copy()
-            logits[list(self.tokenizer.ends)] = -np.inf
-        final = adjust(logits, request.options, running.tokens, running.generated, allowed)
+            open_ended = logits.copy()
+            open_ended[list(self.tokenizer.ends)] = -np.inf
+        final = adjust(open_ended, request.options, running.tokens, running.generated, allowed)
         place = len(running.tokens)
-        token = choose(
-            final, request.options, lambda: uniform(running.seed, request.choice, place)
-        )
+        token = choose(final, request.options, lambda: uniform(running.seed, request.choice, place))
         logs: tuple[TokenLog, ...] = ()
         if request.top is not None:
             row = log_softmax(biased(logits, request.options))
-            logs = (TokenLog(token, float(row[token]), tuple(top_log_probabilities(row, request.top))),)
+            best = tuple(top_log_probabilities(row, request.top))
+            logs = (TokenLog(token, float(row[token]), best),)
         self.generated_tokens += 1
         running.tokens.append(token)
         running.generated[token] += 1

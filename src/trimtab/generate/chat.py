@@ -115,9 +115,7 @@ def encode_chat(
     def hide(text: str) -> str:
         if pattern is None:
             return text
-        return pattern.sub(
-            lambda found: f"\ue000{nonce}:{spellings.index(found[0])}\ue001", text
-        )
+        return pattern.sub(lambda found: f"\ue000{nonce}:{spellings.index(found[0])}\ue001", text)
 
     hidden = [_map_strings(message, hide) for message in messages]
     if options.get("tools"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -51,9 +52,7 @@ class Engine(Protocol):
         """
         ...
 
-    def hidden(
-        self, tokens: np.ndarray, slots: np.ndarray, positions: np.ndarray
-    ) -> np.ndarray:
+    def hidden(self, tokens: np.ndarray, slots: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """Run a ragged batch and return float32 final hidden states ``[n, hidden]``."""
         ...
 
@@ -173,9 +172,7 @@ class JaxEngine:
                 logits[mine] = self._head(hidden, outputs[mine] - begin)
         return logits
 
-    def hidden(
-        self, tokens: np.ndarray, slots: np.ndarray, positions: np.ndarray
-    ) -> np.ndarray:
+    def hidden(self, tokens: np.ndarray, slots: np.ndarray, positions: np.ndarray) -> np.ndarray:
         rows = []
         for begin, end in _runs(slots):
             hidden = self._prefill(tokens[begin:end], int(slots[begin]), int(positions[begin]))
@@ -234,7 +231,7 @@ def unpack_tensors(tensors: Mapping[str, Tensor], weights: str) -> dict[str, Ten
 def _runs(slots: np.ndarray) -> list[tuple[int, int]]:
     """Return the [begin, end) ranges of equal neighbouring slots."""
     cuts = [0, *(np.flatnonzero(np.diff(slots)) + 1).tolist(), len(slots)]
-    return list(zip(cuts[:-1], cuts[1:]))
+    return list(itertools.pairwise(cuts))
 
 
 class _Compiled:

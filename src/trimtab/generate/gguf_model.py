@@ -41,7 +41,12 @@ _TOP_NAMES = {"embedding": "token_embd", "final_norm": "output_norm", "head": "o
 _FROM_GGUF = {theirs: ours for ours, theirs in _BLOCK_NAMES.items()}
 
 # llama.cpp computes with these fields; a file that sets one describes a model we would get wrong.
-_UNHANDLED = ("expert_count", "ssm.state_size", "attn_logit_softcapping", "rope.scaling.yarn_factor")
+_UNHANDLED = (
+    "expert_count",
+    "ssm.state_size",
+    "attn_logit_softcapping",
+    "rope.scaling.yarn_factor",
+)
 
 # Architectures whose converters permute query and key rows to adjacent rotary pairs.
 _ADJACENT = ("llama",)

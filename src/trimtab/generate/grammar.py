@@ -95,8 +95,9 @@ def lark_grammar(source: str) -> str:
     """Return the grammar of a Lark source, or of llama.cpp's GBNF (``root ::= ...``)."""
     library = _library()
     if "::=" in source:
+        converter = require_extra("llguidance.gbnf_to_lark", "models", "Reading a GBNF grammar")
         try:
-            source = library.gbnf_to_lark(source)
+            source = converter.gbnf_to_lark(source)
         except Exception as error:
             raise InputError(f"The GBNF grammar is not valid: {error}.") from error
     return library.LLMatcher.grammar_from_lark(source)

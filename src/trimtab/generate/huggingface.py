@@ -1,4 +1,4 @@
-"""Hugging Face model folders: ``config.json``, safetensors, ``tokenizer.json``; read and written."""
+"""Hugging Face model folders, read and written: ``config.json``, safetensors, tokenizer."""
 
 from __future__ import annotations
 
@@ -153,7 +153,12 @@ def _rotary(scaling: Mapping[str, Any]) -> Rotary:
     if kind == "linear":
         return Rotary(base=scaling["rope_theta"], linear_factor=float(scaling["factor"]))
     if kind == "llama3":
-        bands = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+        bands = (
+            "factor",
+            "low_freq_factor",
+            "high_freq_factor",
+            "original_max_position_embeddings",
+        )
         factor, low, high, original = (float(scaling[name]) for name in bands)
         return Rotary(base=scaling["rope_theta"], llama3=(factor, low, high, original))
     raise UnsupportedError(
@@ -161,7 +166,9 @@ def _rotary(scaling: Mapping[str, Any]) -> Rotary:
     )
 
 
-def _windows(settings: Mapping[str, Any], layers: int, fallback: tuple[int, ...]) -> tuple[int, ...]:
+def _windows(
+    settings: Mapping[str, Any], layers: int, fallback: tuple[int, ...]
+) -> tuple[int, ...]:
     window, types = int(settings.get("sliding_window") or 0), settings.get("layer_types")
     if not window or not types:
         return fallback
@@ -453,7 +460,12 @@ def write_config(model: Checkpoint) -> dict[str, Any]:
     if config.rotary.linear_factor != 1.0:
         settings["rope_scaling"] = {"rope_type": "linear", "factor": config.rotary.linear_factor}
     if config.rotary.llama3 is not None:
-        names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+        names = (
+            "factor",
+            "low_freq_factor",
+            "high_freq_factor",
+            "original_max_position_embeddings",
+        )
         bands = dict(zip(names, config.rotary.llama3, strict=True))
         settings["rope_scaling"] = {"rope_type": "llama3", **bands}
     if any(config.layer_windows) and config.architecture != "llama":
@@ -462,7 +474,8 @@ def write_config(model: Checkpoint) -> dict[str, Any]:
         ]
         settings["use_sliding_window"] = True
     if config.architecture == "gemma3":
-        assert config.score_scale is not None and config.local_rotary is not None
+        assert config.score_scale is not None
+        assert config.local_rotary is not None
         settings["query_pre_attn_scalar"] = round(config.score_scale**-2)
         settings["rope_local_base_freq"] = config.local_rotary.base
         settings["hidden_activation"] = "gelu_pytorch_tanh"

@@ -93,9 +93,7 @@ class LanguageModel:
     def encode_chat(self, messages: Sequence[Message], **options: Any) -> tuple[int, ...]:
         """Return the token ids of a conversation, through the model's chat template."""
         checked = check_messages(messages)
-        return tuple(
-            encode_chat(self.checkpoint.chat_template, checked, self.tokenizer, **options)
-        )
+        return tuple(encode_chat(self.checkpoint.chat_template, checked, self.tokenizer, **options))
 
     def default_options(self, **changes: Any) -> SamplingOptions:
         """Return the model's own sampling settings with some changed."""

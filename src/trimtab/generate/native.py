@@ -59,9 +59,7 @@ class NativeEngine:
     ) -> np.ndarray:
         return self._engine.step(self._cache, tokens, slots, positions, outputs)
 
-    def hidden(
-        self, tokens: np.ndarray, slots: np.ndarray, positions: np.ndarray
-    ) -> np.ndarray:
+    def hidden(self, tokens: np.ndarray, slots: np.ndarray, positions: np.ndarray) -> np.ndarray:
         return self._engine.hidden(self._cache, tokens, slots, positions)
 
     def export(self, slot: int, start: int, stop: int) -> Any:

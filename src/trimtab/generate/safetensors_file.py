@@ -1,7 +1,7 @@
 """Memory-mapped reading of safetensors files, single or sharded.
 
-The ``safetensors`` package copies every tensor it gives to NumPy; weights here stay in the page cache
-until an engine repacks them. The header is checked as the format's specification demands.
+The ``safetensors`` package copies every tensor it gives to NumPy; weights here stay in the page
+cache until an engine repacks them. The header is checked as the format's specification demands.
 """
 
 from __future__ import annotations

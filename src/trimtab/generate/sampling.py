@@ -27,7 +27,7 @@ class SamplingOptions:
         top_k: keep the k most likely; 0 keeps all.
         top_p: keep the smallest set whose probability reaches it (nucleus; Holtzman et al., 2020).
         min_p: keep tokens at least this share as likely as the best (Nguyen et al., 2024).
-        typical_p: keep the most typical set of this probability (Meister et al., 2023); 1 keeps all.
+        typical_p: keep the most typical set of this probability (Meister et al., 2023).
         repetition_penalty: divides positive and multiplies negative logits of recent tokens.
         repetition_window: how many recent tokens, prompt included, that looks at.
         presence_penalty: subtracted once from tokens generated before.

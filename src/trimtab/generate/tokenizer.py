@@ -318,7 +318,9 @@ def gguf_tokenizer_fields(model: Checkpoint) -> dict[str, Any]:
         "unknown": vocabulary.unknown,
         "padding": vocabulary.padding,
     }
-    fields |= {f"{prefix}.{key}_token_id": value for key, value in named.items() if value is not None}
+    fields |= {
+        f"{prefix}.{key}_token_id": value for key, value in named.items() if value is not None
+    }
     if model.chat_template:
         fields["tokenizer.chat_template"] = model.chat_template
     return fields
@@ -377,7 +379,9 @@ def _serialised(library: Any, splitter: Any) -> Any:
 def _without_defaults(value: Any) -> Any:
     """Drop settings that do not change splitting, so that equal rules compare equal."""
     if isinstance(value, dict):
-        return {key: _without_defaults(item) for key, item in value.items() if key != "trim_offsets"}
+        return {
+            key: _without_defaults(item) for key, item in value.items() if key != "trim_offsets"
+        }
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [_without_defaults(item) for item in value]
     return value

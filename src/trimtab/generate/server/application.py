@@ -130,8 +130,7 @@ class Service:
 
     async def detokenize(self, request: Any) -> Any:
         tokens = (await self._body(request)).get("tokens")
-        whole = isinstance(tokens, list) and all(type(token) is int for token in tokens)
-        if not whole:
+        if not isinstance(tokens, list) or any(type(token) is not int for token in tokens):
             raise FieldError("tokens", "tokens must be a list of whole numbers.")
         return _json({"content": self.model.tokenizer.decode(tokens, special=True)})
 

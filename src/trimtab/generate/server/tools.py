@@ -69,7 +69,9 @@ def call_grammar(offered: Sequence[Mapping[str, Any]], names: Sequence[str]) -> 
 
 
 def describe(
-    messages: Sequence[Mapping[str, Any]], offered: Sequence[Mapping[str, Any]], template: str | None
+    messages: Sequence[Mapping[str, Any]],
+    offered: Sequence[Mapping[str, Any]],
+    template: str | None,
 ) -> list[dict[str, Any]]:
     """Put tool descriptions into a system message when the template has no place for them."""
     plain = [dict(message) for message in messages]

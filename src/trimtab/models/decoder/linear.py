@@ -1,7 +1,7 @@
 """Matrix leaves of the decoder: dense, block-quantised and ternary, with one interface.
 
-A leaf maps ``[..., in]`` to ``[..., out]`` and can hand out single rows (token embeddings). Any other
-module with the same two methods can replace one, which is how sparse or re-quantised weights enter.
+A leaf maps ``[..., in]`` to ``[..., out]`` and can hand out single rows (token embeddings). Any
+other module with the same two methods can replace one: so sparse or re-quantised weights enter.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from trimtab.models.decoder.attention import Attention, LayerCache
 from trimtab.models.decoder.cache import KVCache
 from trimtab.models.decoder.config import DecoderConfig
-from trimtab.models.decoder.linear import Linear, Matrix, RMSNorm, linear_from_tensor
+from trimtab.models.decoder.linear import Matrix, RMSNorm, linear_from_tensor
 from trimtab.models.decoder.weights import Tensor, check_tensors, parameter_shapes
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -90,7 +90,9 @@ class Decoder(eqx.Module):
     config: DecoderConfig = eqx.field(static=True)
     dtype: str = eqx.field(static=True, default="float32")
 
-    def __call__(self, tokens: Int[Array, "batch sequence"]) -> Float[Array, "batch sequence vocab"]:
+    def __call__(
+        self, tokens: Int[Array, "batch sequence"]
+    ) -> Float[Array, "batch sequence vocab"]:
         """Return the logits after every token.
 
         Args:
@@ -132,6 +134,7 @@ class Decoder(eqx.Module):
             x, stored = jax.vmap(block)(
                 x, positions, (cache.keys[layer], cache.values[layer]), counts
             )
+            assert stored is not None
             keys.append(stored[0])
             values.append(stored[1])
         return self.final_norm(x), KVCache(tuple(keys), tuple(values))
@@ -173,9 +176,7 @@ class Decoder(eqx.Module):
         return _assemble(config, matrix, norm, dtype)
 
     @staticmethod
-    def initialize(
-        config: DecoderConfig, *, key: PRNGKeyArray, dtype: str = "float32"
-    ) -> Decoder:
+    def initialize(config: DecoderConfig, *, key: PRNGKeyArray, dtype: str = "float32") -> Decoder:
         """Return a decoder with random float32 weights of standard deviation 0.02.
 
         Args:
