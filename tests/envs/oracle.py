@@ -47,7 +47,7 @@ class Peer:
     tolerance: float = 1e-6
     ignore: tuple[str, ...] = ()
     make_peer: Callable[[], Any] | None = None
-    lanes: int = 16
+    lanes: int = 8
     steps: int = 64
     illegal: float = 0.05
     legal_only: tuple[str, ...] = ()

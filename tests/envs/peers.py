@@ -248,7 +248,7 @@ PEERS: tuple[Peer, ...] = (
     Peer("SlidingTilePuzzle-v0", fields("puzzle", "empty_tile_position", "step_count"), TERMINATE),
     Peer("Sudoku-v0", fields("board", "action_mask")),
     Peer("Sudoku-very-easy-v0", fields("board", "action_mask")),
-    Peer("BinPack-v2", _bin_pack, tolerance=2e-6, lanes=16, steps=32),
+    Peer("BinPack-v2", _bin_pack, tolerance=2e-6, lanes=8, steps=32),
     Peer("FlatPack-v0", _flat_pack, lanes=8, steps=25),
     Peer(
         "JobShop-v0",
@@ -332,5 +332,7 @@ PEERS: tuple[Peer, ...] = (
         TERMINATE,
         draw=lambda s, a, n: {"positions": n.targets.pos, "velocities": n.targets.vel},
         tolerance=2e-6,
+        lanes=4,
+        steps=40,
     ),
 )

@@ -74,7 +74,7 @@ def restart(
 
 def transition(
     observation: Any,
-    reward: Array,
+    reward: Array | float,
     *,
     terminated: Array,
     at_limit: Array | bool = False,

@@ -255,3 +255,22 @@ def test_impossible_settings_are_refused():
         Settings(lanes=3, steps=3, minibatches=4)
     with pytest.raises(InputError, match="3 devices"):
         Trainer(make("TSP-v1"), Settings(lanes=16), updates=1, devices=3)
+
+
+def test_the_recipe_trains_evaluates_and_writes_its_run(tmp_path):
+    import json
+
+    from trimtab.train.recipes.supervised import Context
+    from trimtab.train.reinforcement.recipe import configuration, run
+
+    config = dataclasses.replace(
+        configuration("TSP-v1", steps=256, output=str(tmp_path / "run")),
+        data={"env": "TSP-v1", "episodes": 8},
+        model={"lanes": 8, "steps": 8, "minibatches": 2, "passes": 1, "width": 8, "depth": 1},
+    )
+    summary = run(Context(config))
+    assert summary.notes["environment"] == "TSP-v1"
+    assert {"return/random", "return/greedy", "return/learned"} <= set(summary.metrics)
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["return/random"] < 0
+    assert (tmp_path / "run" / "config.toml").exists()

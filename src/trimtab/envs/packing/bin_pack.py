@@ -241,4 +241,4 @@ def falling_order(values: Array) -> Int[Array, " length"]:
     larger = values[:, None] > values[None, :]
     earlier = (values[:, None] == values[None, :]) & (index[:, None] < index[None, :])
     rank = (larger | earlier).sum(axis=0, dtype=jnp.int32)
-    return jnp.where(rank[None, :] == index[:, None], index[None, :], 0).sum(axis=1)
+    return jnp.zeros(values.shape[0], jnp.int32).at[rank].set(index, unique_indices=True)

@@ -12,6 +12,8 @@ number each is strictly larger), and those of one side are compared on the other
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,22 +61,29 @@ def place_box(
     short = _pack(reach[:, :, None] < reach[:, None, :])
     single = jnp.where(short & (short - 1) == 0, short, 0)
     contains = jnp.where(short == 0, _ALL, single)
-    covers = _pack((reach >= cut[:, None]) & kept)[:, None] & contains
-    in_first, in_others = covers[0], _union(covers[1:]) if slots > 1 else jnp.zeros_like(covers[0])
     equal = contains & contains.T
-    inside_larger = _union(contains & ~contains.T & valid[:, None])
     index = np.arange(slots)
-    has_earlier_twin = _union(jnp.where(index[:, None] < index[None, :], equal & valid[:, None], 0))
+    covers = _pack((reach >= cut[:, None]) & kept)[:, None] & contains
+    by_others = jnp.where(index[:, None] > 0, covers, 0)
+    larger = contains & ~contains.T & valid[:, None]
+    earlier_twin = jnp.where(index[:, None] < index[None, :], equal & valid[:, None], 0)
+    # Three unions of six bits each in one pass.
+    unions = _union(by_others | larger | earlier_twin << 6)
+    in_first, has_earlier_twin = covers[0], unions >> 6
 
-    maximal = valid & ~inside_larger & ~in_others
+    maximal = valid & ~unions
     fresh = _unpack(maximal & ~in_first & ~has_earlier_twin)
-    order = _ranks(fresh)
+    count = jnp.cumsum(fresh.reshape(-1), dtype=jnp.int32).reshape(6, slots)
+    order = count - fresh
     free = ~kept
-    free_rank = _ranks(free[None])[0]
-    number = np.arange(6 * slots, dtype=np.int32)
-    taken = jnp.where(fresh, order, -1).reshape(-1)
-    matches = (taken[None, :] == free_rank[:, None]) & free[:, None]
-    source = jnp.where(matches, number[None, :] + 1, 0).sum(axis=1, dtype=jnp.int32) - 1
+    free_rank = jnp.where(free, jnp.cumsum(free, dtype=jnp.int32) - 1, slots)
+    free_slots = (
+        jnp.full(slots, slots, jnp.int32).at[free_rank].set(index.astype(np.int32), mode="drop")
+    )
+    number = np.arange(6 * slots, dtype=np.int32).reshape(6, slots)
+    found = fresh & (order < slots)
+    target = jnp.where(found, free_slots[jnp.minimum(order, slots - 1)], slots)
+    source = jnp.full(slots, -1, jnp.int32).at[target].set(number, mode="drop")
 
     if overwrite_first:
         last = _last_overflowing(maximal, equal, fresh, order, free)
@@ -107,9 +116,9 @@ def _last_overflowing(
 
 
 def _pack(flags: Bool[Array, 6 * rest]) -> Array:
-    """Six flags as the bits of an integer."""
-    bits = _BITS.reshape((6,) + (1,) * (flags.ndim - 1))
-    return jnp.where(flags, bits, 0).sum(axis=0, dtype=jnp.int32)
+    """Six flags as the bits of an integer; written out, so that it fuses with what makes them."""
+    bits = [jnp.where(flags[number], _BITS[number], np.int32(0)) for number in range(6)]
+    return functools.reduce(jnp.bitwise_or, bits)
 
 
 def _unpack(bits: Int[Array, " slots"]) -> Bool[Array, "6 slots"]:
@@ -118,12 +127,3 @@ def _unpack(bits: Int[Array, " slots"]) -> Bool[Array, "6 slots"]:
 
 def _union(bits: Int[Array, slots * rest]) -> Array:
     return jax.lax.reduce(bits, np.int32(0), jax.lax.bitwise_or, (0,))
-
-
-def _ranks(flags: Bool[Array, "rows slots"]) -> Array:
-    """How many true entries come before each, row after row."""
-    slots = flags.shape[1]
-    before = np.tri(slots, k=-1, dtype=bool).T
-    within = (flags[:, :, None] & before[None]).sum(axis=1, dtype=jnp.int32)
-    counts = flags.sum(axis=1, dtype=jnp.int32)
-    return within + (jnp.cumsum(counts) - counts)[:, None]
