@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from trimtab.graph import capture as capture
     from trimtab.graph import compare as compare
     from trimtab.graph import load as load
+    from trimtab.reduce import quantize as quantize
+    from trimtab.reduce import sparsify as sparsify
 
 __version__ = "0.1.0"
 
@@ -19,6 +21,8 @@ _EXPORTS = {
     "capture": "trimtab.graph",
     "compare": "trimtab.graph",
     "load": "trimtab.graph",
+    "quantize": "trimtab.reduce",
+    "sparsify": "trimtab.reduce",
     "stream": "trimtab.simulate",
 }
 

@@ -35,7 +35,7 @@ def mean_square(program, data):
 
 
 def test_new_adapters_change_nothing_and_trained_ones_keep_every_zero(program, data):
-    pruned = program.rewrite(sparsify(0.7, packing=None))
+    pruned = program.rewrite(sparsify(0.7))
     adapted = add_adapters(pruned, pruned.sites("linear"), rank=4, key=jax.random.key(1))
     np.testing.assert_allclose(adapted(data[0]), pruned(data[0]), atol=1e-6)
     names = adapter_names(adapted)
@@ -89,7 +89,7 @@ def test_a_budget_is_kept_and_a_larger_one_prunes_more(program, data):
         allocate(program, [data[0]], loss, budget=budget, rounds=6) for budget in (0.002, 0.05)
     ]
     for budget, chosen in zip((0.002, 0.05), fractions):
-        lean = program.rewrite(sparsify(chosen, calibrate=[data[0]], packing=None))
+        lean = program.rewrite(sparsify(chosen, calibrate=[data[0]]))
         assert loss(lean) <= loss(program) * (1 + budget)
     assert sum(fractions[1].values()) > sum(fractions[0].values())
 

@@ -41,7 +41,7 @@ def test_statistics_are_means_over_all_rows(program, model, batches):
 
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
 def test_layers_are_pruned_in_turn_on_inputs_from_pruned_layers(program, model, batches, method):
-    lean = program.rewrite(sparsify(0.5, method=method, calibrate=batches, packing=None))
+    lean = program.rewrite(sparsify(0.5, method=method, calibrate=batches))
     hidden = jnp.concatenate(batches)
     for index, layer in enumerate(model.layers):
         gram = hidden.T @ hidden / len(hidden)
@@ -61,7 +61,7 @@ def test_scanned_layers_are_pruned_each_by_its_own_inputs(key):
 
     x = jax.random.normal(key, (16, 8)) * jnp.linspace(0.1, 3, 8)
     program = tt.capture(model, x, parameters={"w": weights})
-    lean = program.rewrite(sparsify(0.5, calibrate=[x], packing=None)).parameters["w"]
+    lean = program.rewrite(sparsify(0.5, calibrate=[x])).parameters["w"]
     hidden = x
     for index in range(3):
         expected = prune(weights[index].T, 0.5, "wanda", (hidden**2).mean(0)).T
@@ -82,7 +82,7 @@ def test_zeros_go_back_in_the_layout_of_the_parameter(side, key):
         return x @ w
 
     program = tt.capture(model, jnp.ones((4, 8)), parameters=weight)
-    lean = program.rewrite(sparsify(0.5, packing=None)).parameters["parameter"]
+    lean = program.rewrite(sparsify(0.5)).parameters["parameter"]
     assert lean.shape == shape
     assert int((lean == 0).sum()) == weight.size // 2
     kept = np.asarray(lean) != 0
@@ -90,10 +90,10 @@ def test_zeros_go_back_in_the_layout_of_the_parameter(side, key):
 
 
 def test_where_and_fractions_by_name_choose_the_layers(program):
-    lean = program.rewrite(sparsify(Keep(1, 2), where="!layers/0/*", packing=None))
+    lean = program.rewrite(sparsify(Keep(1, 2), where="!layers/0/*"))
     assert not (lean.parameters["layers/0/weight"] == 0).any()
     assert (lean.parameters["layers/1/weight"] == 0).mean() == 0.5
-    lean = program.rewrite(sparsify({"layers/2/weight": 0.25}, packing=None))
+    lean = program.rewrite(sparsify({"layers/2/weight": 0.25}))
     assert (lean.parameters["layers/2/weight"] == 0).mean() == 0.25
     assert not (lean.parameters["layers/1/weight"] == 0).any()
 
@@ -104,6 +104,4 @@ def test_bad_requests_are_named(program):
     with pytest.raises(UnknownNameError, match="Did you mean 'wanda'"):
         sparsify(0.5, method="wandaa")
     with pytest.raises(ShapeError, match="layers/0 has 8 inputs, which 5 does not divide"):
-        program.rewrite(sparsify(Keep(2, 5), packing=None))
-    with pytest.warns(UserWarning, match="larger, not smaller"):
-        sparsify(0.01)
+        program.rewrite(sparsify(Keep(2, 5)))

@@ -1,4 +1,4 @@
-"""Unstructured and grouped sparsity: pruning, packing and recovery."""
+"""Unstructured and grouped sparsity: pruning, recovery and allocation."""
 
 from trimtab.reduce.sparsity.adapters import adapter_names as adapter_names
 from trimtab.reduce.sparsity.adapters import add_adapters as add_adapters

@@ -34,7 +34,7 @@ def add_adapters(
     """Give linear sites trainable low-rank updates that pass through their sparsity mask.
 
     Args:
-        program: a pruned program with dense arrays (``sparsify(..., packing=None)``).
+        program: a pruned program with dense arrays (``sparsify(...)``).
         sites: its linear sites to adapt.
         rank: rank of each update.
         alpha: the update is scaled by ``alpha / rank``.

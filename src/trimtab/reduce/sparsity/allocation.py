@@ -15,7 +15,7 @@ from trimtab.graph.segments import split
 from trimtab.progress import Progress, silent
 from trimtab.reduce.calibration import calibrate, keys
 from trimtab.reduce.sparsity.pruning import Method, prune
-from trimtab.reduce.sparsity.rewrite import Sparsify, _cuts, sparsify
+from trimtab.reduce.sparsity.rewrite import Sparsify, block_cuts, sparsify
 
 LEVELS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
@@ -58,7 +58,7 @@ def allocate(
     if budget < 0:
         raise InputError(f"The budget must not be negative; it is {budget}.")
     given = list(batches)
-    plan = sparsify(0.5, method=method, calibrate=given, where=where, packing=None)
+    plan = sparsify(0.5, method=method, calibrate=given, where=where)
     sites = {site.parameters["weight"]: site for site in plan.sites(program)}
     errors = layer_errors(program, given, list(sites.values()), method, levels, progress)
     sizes = {name: float(np.prod(program.parameters[name].shape)) for name in sites}
@@ -68,7 +68,7 @@ def allocate(
     for step in range(rounds):
         price = 10.0 ** ((low + high) / 2)
         choice = _choose(errors, sizes, levels, price)
-        lean = program.rewrite(Sparsify(choice, method, tuple(given), where, None))
+        lean = program.rewrite(Sparsify(choice, method, tuple(given), where))
         measured = loss(lean)
         progress(f"loss {measured:.4g} of {allowed:.4g} allowed", step + 1, rounds)
         if measured <= allowed:
@@ -94,7 +94,7 @@ def layer_errors(
     wanted = {site.parameters["weight"] for site in sites}
     values = [tuple(jax.tree.leaves(batch)) for batch in batches]
     errors: dict[str, np.ndarray] = {}
-    parts = split(program, _cuts(sites))
+    parts = split(program, block_cuts(sites))
     for index, part in enumerate(parts):
         here = [s for s in part.sites("linear") if s.parameters["weight"] in wanted - set(errors)]
         if here:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -268,7 +268,7 @@ def _sweep(
         if group is not None:
             mask = jax.lax.cond(
                 index % group.of == 0,
-                lambda: _choose_group(current, diagonal, mask, index, group),
+                lambda: _choose_group(current, diagonal, mask, index, cast(Keep, group)),
                 lambda: mask,
             )
         value = current[:, index]

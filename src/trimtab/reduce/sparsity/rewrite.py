@@ -1,9 +1,8 @@
-"""Prune the linear layers of any program, layer by layer, and run them packed."""
+"""Prune the linear layers of any program, part by part."""
 
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
@@ -12,22 +11,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trimtab.errors import InputError, unknown_name
+from trimtab.errors import unknown_name
 from trimtab.graph import Program, Replacement, Site, linear_weight
 from trimtab.graph.segments import split
 from trimtab.progress import Progress, silent
 from trimtab.reduce.calibration import calibrate, keys
 from trimtab.reduce.sparsity.pruning import METHODS, Method, Pattern, check_pattern, prune
 
-Packing = Literal["bfloat16", "int8", "int4"]
 # Statistic that each method needs of the inputs.
 _STATISTIC: dict[Method, Literal["norms", "gram"] | None] = {
     "magnitude": None,
     "wanda": "norms",
     "sparsegpt": "gram",
 }
-# Below this fraction of dropped weights the packed form is larger than the dense one.
-_BREAK_EVEN = {"bfloat16": 0.0625, "int8": 0.125, "int4": 0.25}
 
 
 @dataclass(frozen=True)
@@ -38,25 +34,19 @@ class Sparsify:
     method: Method
     batches: tuple[Any, ...] = field(repr=False)
     where: str
-    packing: Packing | None
     progress: Progress = field(repr=False, default=silent)
 
     def sites(self, program: Program) -> list[Site]:
         """Return the linear sites that match, whose weight is one plain matrix."""
-        return [site for site in program.sites("linear", self.where) if _is_matrix(site)]
+        return [site for site in program.sites("linear", self.where) if is_matrix(site)]
 
     def apply(self, program: Program, sites: Sequence[Site]) -> Program:
-        """Return the program with those sites pruned and, if asked, packed."""
+        """Return the program with those sites pruned; dropped weights are zeros in dense arrays."""
         for site in sites:
             check_pattern(self.pattern_of(site), site_features(site), site.path)
         wanted = {site.parameters["weight"] for site in sites}
         pruned = prune_parameters(program, self, wanted)
-        lean = program.with_parameters(pruned)
-        if self.packing is None:
-            return lean
-        from trimtab.reduce.sparsity.packing import pack_sites
-
-        return pack_sites(lean, self.sites(lean), self.packing)
+        return program.with_parameters(pruned)
 
     def pattern_of(self, site: Site) -> Pattern:
         """Return the pattern for one site: the same for all, or looked up by weight name."""
@@ -71,7 +61,6 @@ def sparsify(
     method: str | None = None,
     calibrate: Iterable[Any] = (),
     where: str = "**",
-    packing: str | None = "bfloat16",
     progress: Progress = silent,
 ) -> Sparsify:
     """Make a rewrite that prunes linear layers.
@@ -83,8 +72,6 @@ def sparsify(
             batches are given and magnitude otherwise.
         calibrate: input tuples (or single inputs) of the program; about 128 sequences are usual.
         where: globs on layer and parameter names; ``!`` excludes.
-        packing: value type of the packed weights that replace the dense ones, or None to leave
-            dense arrays with zeros in them.
         progress: told about each layer.
 
     Returns:
@@ -99,7 +86,7 @@ def sparsify(
     >>> import equinox as eqx, jax, trimtab as tt
     >>> model = eqx.nn.Linear(8, 4, key=jax.random.key(0))
     >>> program = tt.capture(model, jax.numpy.ones((2, 8)), batched=True)
-    >>> lean = program.rewrite(sparsify(0.5, packing=None))
+    >>> lean = program.rewrite(sparsify(0.5))
     >>> int((lean.parameters["weight"] == 0).sum())
     16
     """
@@ -108,20 +95,7 @@ def sparsify(
     if name not in METHODS:
         raise unknown_name("pruning method", name, METHODS)
     chosen = cast(Method, name)
-    if packing is not None and packing not in _BREAK_EVEN:
-        raise unknown_name("packing", packing, _BREAK_EVEN)
-    if _STATISTIC[chosen] is not None and not batches:
-        raise InputError(
-            f"{chosen} weighs weights by the inputs that they meet: pass calibrate=batches, or "
-            "method='magnitude'."
-        )
-    if packing is not None and isinstance(pattern, float) and pattern < _BREAK_EVEN[packing]:
-        warnings.warn(
-            f"Dropping {pattern:.0%} of {packing} weights makes them larger, not smaller: the "
-            f"bitmap pays from {_BREAK_EVEN[packing]:.1%} on.",
-            stacklevel=2,
-        )
-    return Sparsify(pattern, chosen, batches, where, cast(Packing | None, packing), progress)
+    return Sparsify(pattern, chosen, batches, where, progress)
 
 
 def prune_parameters(program: Program, plan: Sparsify, wanted: set[str]) -> dict[str, Any]:
@@ -131,7 +105,7 @@ def prune_parameters(program: Program, plan: Sparsify, wanted: set[str]) -> dict
         Parameter name to its pruned array, laid out as the program holds it.
     """
     sites = [site for site in program.sites("linear") if site.parameters["weight"] in wanted]
-    parts = split(program, _cuts(sites)) if _STATISTIC[plan.method] else [program]
+    parts = split(program, block_cuts(sites)) if _STATISTIC[plan.method] else [program]
     batches = [jax.tree.leaves(batch) for batch in plan.batches]
     pruned: dict[str, Any] = {}
     for index, part in enumerate(parts):
@@ -160,7 +134,7 @@ def site_features(site: Site) -> int:
     return int(np.prod([shape[axis] for axis in site.attributes["weight_contracts"]]))
 
 
-def _is_matrix(site: Site) -> bool:
+def is_matrix(site: Site) -> bool:
     """Say whether the weight's layout can be undone, so that zeros can go back in place."""
     steps = site.provenance["weight"].steps
     plain = all(step.name in _INVERTIBLE for step in steps)
@@ -170,7 +144,7 @@ def _is_matrix(site: Site) -> bool:
 _INVERTIBLE = {"transpose", "reshape", "squeeze", "convert_element_type", "copy", "copy_p"}
 
 
-def _cuts(sites: Sequence[Site]) -> list[int]:
+def block_cuts(sites: Sequence[Site]) -> list[int]:
     """Cut before the first site of each numbered block, or of each layer where none is numbered."""
     cuts: dict[str, int] = {}
     for site in sites:
