@@ -76,7 +76,7 @@ struct Engine {
     Timing& t = timing[f];
     const Fifo& fifo = net.fifos[f];
     const bool limited = fifo.depth < kUnbounded;
-    int64_t size = power_of_two(limited ? fifo.depth : larger(2 * kBurst, net.d.initial[f]));
+    int64_t size = power_of_two(fifo.limit);
     if (record) size = power_of_two(larger(size, net.d.total[f]));
     t.visible = static_cast<int64_t*>(malloc(size * sizeof(int64_t)));
     if (t.visible == nullptr) return false;
@@ -263,6 +263,8 @@ struct Engine {
     return ins < 4 && outs < 5 ? table[ins][outs] : &Engine::fire_any;
   }
 
+  static constexpr int kNoMemory = 3;
+
   // One step of a firing whose ports act one after another; returns 1 for progress, 2 at its end.
   int step(Unit& unit, Clock& clock) {
     int64_t at = 0;
@@ -285,9 +287,10 @@ struct Engine {
       for (int64_t k = port.cursor.count(); k > 0; --k, ++at) {
         if (at != clock.step) continue;
         const Fifo& fifo = net.fifos[port.fifo];
-        if (fifo.sent - fifo.got >= fifo.depth)
+        if (fifo.sent - fifo.got >= fifo.limit)
           return static_cast<int>(net.wait(unit, kFull, port.fifo));
         clock.time = await_room(port.fifo, 0, clock.time);
+        if (fifo.depth == kUnbounded && !grow_ring(port.fifo, 1)) return kNoMemory;
         send(port.fifo, clock.started, clock.time);
         ++clock.step;
         net.wake(fifo.consumer, kStarved, port.fifo);
@@ -304,6 +307,7 @@ struct Engine {
     for (;;) {
       const int outcome = step(unit, clock);
       if (outcome == 0) return 0;
+      if (outcome == kNoMemory) return -1;
       if (outcome == 2) {
         *reached |= net.advance(unit, 1);
         return 1;
@@ -335,8 +339,9 @@ struct Engine {
         (this->*fire_now)(unit, clock, count);
         net.wake_neighbours(unit);
         reached = net.advance(unit, count);
-      } else if (atomic || (count = fire_in_steps(unit, clock, &reached)) == 0) {
-        return true;
+      } else {
+        if (!atomic) count = fire_in_steps(unit, clock, &reached);
+        if (count <= 0) return count == 0;
       }
       if (forward) {
         if (u == reference) reached |= 1;
@@ -348,10 +353,12 @@ struct Engine {
 
   Status run(int64_t event_limit) {
     int32_t u;
-    while (net.next(&u)) {
-      if (!visit(u)) return kHopeless;
-      if (events > event_limit) return kLimit;
-    }
+    do {
+      while (net.next(&u)) {
+        if (!visit(u)) return kHopeless;
+        if (events > event_limit) return kLimit;
+      }
+    } while (net.relax());
     return net.finished() ? kFinished : kDeadlock;
   }
 

@@ -64,6 +64,18 @@ struct Tape {
       return !(out_of_memory = true);
     for (int64_t f = 0; f < net.d.fifo_count; ++f) longest[f] = net.fifos[f].sent;
     for (int64_t u = 0; u < net.d.unit_count; ++u) form_of[u] = -1;
+    do {
+      if (!append_all(net)) return !(out_of_memory = true);
+    } while (net.relax());
+    return net.finished();
+  }
+
+ private:
+  int32_t busiest = -1;
+  int64_t bursts = 0;
+
+  // Append whatever can run; false when memory ran out.
+  bool append_all(Tokens& net) {
     int32_t u;
     while (net.next(&u)) {
       Unit& unit = net.units[u];
@@ -74,7 +86,7 @@ struct Tape {
         }
         const int64_t count = net.ready(unit);
         if (count == 0) break;
-        if (!append(net, u, count)) return !(out_of_memory = true);
+        if (!append(net, u, count)) return false;
         net.move(unit, count);
         for (int32_t o = 0; o < unit.active_out; ++o) {
           const int32_t f = net.ports[net.active[unit.first_out + o]].fifo;
@@ -86,12 +98,8 @@ struct Tape {
         if (reached != 0 || (u == busiest && ++bursts % 32 == 0)) find_loop(net);
       }
     }
-    return net.finished();
+    return true;
   }
-
- private:
-  int32_t busiest = -1;
-  int64_t bursts = 0;
 
   // Follow the wraps of the longest period that occurs often, else bursts of the busiest unit.
   void choose_trigger(Tokens& net) {

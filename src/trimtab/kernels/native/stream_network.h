@@ -11,7 +11,8 @@ namespace stream {
 
 constexpr int64_t kUnbounded = INT64_MAX / 4;
 constexpr int64_t kNever = INT64_MIN / 4;  // "no earlier event": smaller than every time
-constexpr int64_t kBurst = 256;            // firings per visit, so that sources do not run away
+constexpr int64_t kBurst = 256;            // most firings at a time
+constexpr int64_t kAhead = 64;             // places used of an unlimited FIFO until more are needed
 
 enum Wait : int64_t { kNoWait = 0, kStarved = 1, kFull = 2 };
 enum Status : int64_t { kFinished = 0, kDeadlock = 1, kLimit = 2, kHopeless = 3 };
@@ -120,6 +121,7 @@ inline int64_t power_of_two(int64_t at_least) {
 // Token counts and cursors: everything about a run except time.
 struct Fifo {
   int64_t sent, got, depth;
+  int64_t limit;  // of execution: the depth, or how far the producer of an unlimited FIFO runs ahead
   int32_t producer, consumer;
 };
 
@@ -159,7 +161,9 @@ struct Tokens {
     for (int64_t f = 0; f < d.fifo_count; ++f) {
       // A depth that can never be reached is no limit: nothing ever waits for room.
       const bool limited = d.depth[f] >= 0 && d.depth[f] < d.total[f];
-      fifos[f] = {d.initial[f], 0, limited ? d.depth[f] : kUnbounded, 0, 0};
+      const int64_t depth = limited ? d.depth[f] : kUnbounded;
+      const int64_t limit = limited ? depth : larger(kAhead, 2 * d.initial[f]);
+      fifos[f] = {d.initial[f], 0, depth, limit, 0, 0};
     }
     int32_t at = 0;
     for (int32_t u = 0; u < d.unit_count; ++u) {
@@ -236,7 +240,7 @@ struct Tokens {
     for (int32_t i = 0; i < unit.active_out; ++i) {
       const Port& port = ports[active[unit.first_out + i]];
       const Fifo& fifo = fifos[port.fifo];
-      int64_t room = fifo.depth - (fifo.sent - fifo.got);
+      int64_t room = fifo.limit - (fifo.sent - fifo.got);
       if (!unit.single) room /= port.cursor.count();
       if (room <= 0) return wait(unit, kFull, port.fifo);
       count = smaller(count, room);
@@ -293,6 +297,22 @@ struct Tokens {
       const Port& port = ports[active[unit.first_out + i]];
       fifos[port.fifo].sent += firings * port.cursor.count();
     }
+  }
+
+  // With nothing left to run, let the producers of unlimited FIFOs run further ahead. How far they
+  // do changes no time; keeping them close keeps states small and periodic.
+  bool relax() {
+    bool any = false;
+    for (int32_t u = 0; u < d.unit_count; ++u) {
+      Unit& unit = units[u];
+      if (unit.firings <= 0 || unit.wait != kFull) continue;
+      Fifo& fifo = fifos[unit.wait_fifo];
+      if (fifo.depth < kUnbounded) continue;
+      fifo.limit *= 2;
+      enqueue(u);
+      any = true;
+    }
+    return any;
   }
 
   bool finished() const {

@@ -83,12 +83,13 @@ const char* grow(const Call& call) {
       }
     }
     if (status != kFinished || net.finished()) break;
+    if (net.relax()) continue;
     const int32_t f = fifo_to_grow(net, cost, mark);
     if (f < 0) {
       status = kDeadlock;
       break;
     }
-    ++net.fifos[f].depth;
+    net.fifos[f].limit = ++net.fifos[f].depth;
     ++added;
     net.wake(net.fifos[f].producer, kFull, f);
   }

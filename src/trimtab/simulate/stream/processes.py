@@ -40,7 +40,7 @@ class Take:
 
     port: str
     count: int = 1
-    counts: Sequence[int] | None = None
+    counts: Sequence[int] | np.ndarray | None = None
     ahead: bool = False
 
 
@@ -57,7 +57,7 @@ class Give:
 
     port: str
     tokens: Any
-    counts: Sequence[int] | None = None
+    counts: Sequence[int] | np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -292,7 +292,7 @@ class _Run:
         self.firings += firings
         self.block = firings
 
-    def note(self, port: str, tokens: int, counts: Sequence[int] | None, ahead: bool) -> None:
+    def note(self, port: str, tokens: int, counts: Sequence[int] | np.ndarray | None, ahead: bool) -> None:
         """Record at which firings tokens moved."""
         first = self.firings if ahead else self.firings - self.block
         if counts is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,9 +96,9 @@ def trailing(active: int, period: int) -> Rate:
     return EVERY if active == period else Rate(((period - active, 0), (active, 1)))
 
 
-def traced(counts: Iterable[int]) -> Rate:
+def traced(counts: np.ndarray | Sequence[int]) -> Rate:
     """Compress the tokens seen at each firing of a run into a rate."""
-    values = np.asarray(list(counts) if not isinstance(counts, np.ndarray) else counts, np.int64)
+    values = np.asarray(counts).astype(np.int64)
     if values.size == 0:
         return EVERY
     starts = np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]]))
