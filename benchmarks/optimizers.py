@@ -39,24 +39,19 @@ RACES = {
     "27k": (
         "Momentum",
         "VR-Momentum, paper clip",
-        "VR-Momentum, symmetric",
         "Adam",
         "VR-Adam, paper clip",
         "VR-Adam, symmetric",
-        "VR-Adam, shuffled r",
         "VR-Adam, symmetric, shuffled r",
         "LAMB",
         "VR-LAMB, paper clip",
-        "VR-LAMB, symmetric",
         "Muon",
     ),
     "noise": (
         "Adam",
         "VR-Adam, paper clip",
         "VR-Adam, symmetric",
-        "VR-Adam, shuffled r",
         "VR-Adam, symmetric, shuffled r",
-        "Muon",
     ),
 }
 
@@ -209,8 +204,9 @@ def main() -> None:
                 break
     except OutOfTime:
         console.print("Out of time; run the same command again to continue.")
-        return
-    if options.json:
+        # A task that was not finished is left out rather than shown in part.
+        results = {n: r for n, r in results.items() if n != "8k" or "windows" in r}
+    if options.json and results:
         document = {
             "benchmark": "optimizers",
             "command": "python benchmarks/optimizers.py" + (" --quick" if options.quick else ""),

@@ -80,6 +80,8 @@ class Checkpoints:
             self.directory,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy(kept),
+                best_fn=(lambda metrics: metrics[metric]) if keep_best else None,
+                best_mode=mode,
                 enable_async_checkpointing=asynchronous,
                 cleanup_tmp_directories=True,
                 create=True,

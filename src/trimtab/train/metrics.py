@@ -11,12 +11,13 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from trimtab.errors import FileFormatError, require_extra
 from trimtab.files import atomic_file
 
 
+@runtime_checkable
 class MetricSink(Protocol):
     """Called with the step and its scalar metrics."""
 
