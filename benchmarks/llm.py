@@ -3,7 +3,8 @@
 Every thread count is one child process bound to so many cores, in which all engines load the same
 GGUF file and take turns. llama.cpp also runs the file requantised to Q4_0 (its fastest format) and
 Q8_0. First tokens are timed from process start. Fetch the peers first:
-``python benchmarks/llama_cpp.py`` and ``trimtab pull smollm2``.
+``python benchmarks/llama_cpp.py`` and ``trimtab pull smollm2``. ``--threads N`` races one thread
+count only.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ import numpy as np
 from race import Outcome, Race, command
 
 CONTEXT, DECODED = 50, 16
+THREADS = list(dict.fromkeys((1, min(2, os.cpu_count() or 1))))
 QUALITY_TOKENS, QUALITY_WINDOWS = 512, 4
+# Their rate at 128 tokens stands for them.
+SLOW_PREFILL = ("plain JAX, float32", "transformers, float32")
 
 
 def prompt_tokens(count: int) -> list[int]:
@@ -149,6 +153,8 @@ def contest(threads: int, quick: bool) -> list[Outcome]:
     for length in (128, 512):
         race = Race(f"prefill {length}, {threads} thread(s)", unit="tokens/s", work=length)
         for peer in peers:
+            if length == 512 and peer.name in SLOW_PREFILL:
+                continue
             race.enter(
                 peer.name, lambda peer=peer, part=tokens[:length]: peer.prefill(part), peer.note
             )
@@ -160,6 +166,38 @@ def contest(threads: int, quick: bool) -> list[Outcome]:
         race.enter(peer.name, lambda peer=peer: peer.decode(tokens[:CONTEXT]), peer.note)
     outcomes.append(race.run(rounds=9, warmup=1, seconds=20, quick=quick))
     return outcomes
+
+
+def reuse(threads: int, quick: bool) -> list[Outcome]:
+    """Race our engine against itself: eight sequences at once, and a prompt seen before."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+    from trimtab.generate.engine import build_engine
+    from trimtab.generate.language_model import LanguageModel, load, open_checkpoint
+    from trimtab.generate.sampling import GREEDY
+
+    engine = build_engine(open_checkpoint(), engine="native", slots=8, capacity=512)
+    slots = np.arange(8, dtype=np.int32)
+    tokens = np.full(8, 100, np.int32)
+
+    def steps(count: int, width: int) -> None:
+        for place in range(CONTEXT, CONTEXT + count):
+            positions = np.full(width, place, np.int32)
+            engine.step(tokens[:width], slots[:width], positions, slots[:width])
+
+    together = Race(f"decode 8 sequences, {threads} thread(s)", unit="tokens/s", work=128)
+    together.enter("at once", lambda: steps(16, 8))
+    together.enter("one by one", lambda: steps(128, 1))
+    prompt, models = prompt_tokens(1024), {}
+    for name, size in (("seen before", 256 << 20), ("cold", 0)):
+        models[name] = load("smollm2", context=1100, threads=threads, prefix_bytes=size)
+    prefix = Race(f"first token of a 1,024-token prompt, {threads} thread(s)", unit="ms")
+
+    def ask(model: LanguageModel) -> None:
+        model.generate(prompt, options=GREEDY, max_tokens=1)
+
+    for name, model in models.items():
+        prefix.enter(name, lambda model=model: ask(model))
+    return [race.run(rounds=7, warmup=1, seconds=10, quick=quick) for race in (together, prefix)]
 
 
 _FIRST_TOKEN = {
@@ -256,8 +294,7 @@ def quality() -> dict[str, float]:
 def race(quick: bool) -> Iterator[Outcome]:
     """Yield every outcome; quality stands in the values of the first."""
     context = multiprocessing.get_context("spawn")
-    threads = [1] if quick else [1, min(2, os.cpu_count() or 1)]
-    for number, count in enumerate(dict.fromkeys(threads)):
+    for number, count in enumerate(THREADS):
         with ProcessPoolExecutor(1, mp_context=context) as pool:
             outcomes = pool.submit(contest, count, quick).result()
         if number == 0:
@@ -266,6 +303,8 @@ def race(quick: bool) -> Iterator[Outcome]:
             for name, value in outcomes[0].values.items():
                 print(f"  {name}: {value}")
         yield from outcomes
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            yield from pool.submit(reuse, count, quick).result()
     outcome = first_token(quick)
     for name, value in outcome.values.items():
         print(f"  {name}: {value}")
@@ -275,4 +314,8 @@ def race(quick: bool) -> Iterator[Outcome]:
 
 
 if __name__ == "__main__":
+    if "--threads" in sys.argv:
+        place = sys.argv.index("--threads")
+        THREADS = [int(sys.argv[place + 1])]
+        del sys.argv[place : place + 2]
     command(__doc__, "llm", race)

@@ -36,8 +36,11 @@ def command(
     engine_settings: dict[str, Any],
 ) -> None:
     """Serve MODEL (default: smollm2) at /v1/chat/completions, /v1/completions and others."""
+    from trimtab.errors import require_extra
     from trimtab.generate.server import ServerSettings, serve
 
+    for module in ("starlette", "uvicorn"):
+        require_extra(module, "serve", "The server")
     settings = ServerSettings(
         host=host, port=port, api_key=api_key, queue=queue, body_bytes=body_limit, model_name=alias
     )

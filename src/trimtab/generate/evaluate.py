@@ -68,8 +68,8 @@ def perplexity(
     tokens = model.tokenizer.encode(text, begin=False)
     if len(tokens) < 2:
         raise InputError("The text has fewer than two tokens, so nothing can be predicted.")
-    vocabulary = model.tokenizer.vocabulary
-    begin = [vocabulary.begin] if vocabulary.add_begin and vocabulary.begin is not None else []
+    # What the tokenizer itself puts before a text; some vocabularies name a token and never add it.
+    begin = [token for token in model.tokenizer.encode("")[:1] if token == model.tokenizer.begin]
     starts = [0, *range(stride, max(1, len(tokens) - window + stride), stride)][:limit]
     means: list[float] = []
     total, count, scored = 0.0, 0, 0

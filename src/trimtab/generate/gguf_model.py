@@ -168,7 +168,7 @@ def _config(file: GGUFFile, fields: _Fields) -> DecoderConfig:
 
 
 def _rotary(file: GGUFFile, fields: _Fields) -> Rotary:
-    scaling = file.metadata.get(f"{fields.architecture}.rope.scaling.type", "none")
+    scaling = str(file.metadata.get(f"{fields.architecture}.rope.scaling.type", "none"))
     if scaling not in ("none", "linear"):
         raise UnsupportedError(
             f"{file.path} scales rotary positions by {scaling!r}; none, linear and stored "
@@ -318,13 +318,13 @@ def _vocabulary(file: GGUFFile) -> Vocabulary:
     metadata = file.metadata
     model = metadata.get("tokenizer.ggml.model")
     kinds = {"gpt2": "bpe", "llama": "sentencepiece"}
-    if model not in kinds:
+    if not isinstance(model, str) or model not in kinds:
         raise UnsupportedError(
             f"{file.path} has a tokenizer of kind {model!r}; gpt2 and llama are served."
         )
-    if not isinstance(metadata.get("tokenizer.ggml.tokens"), list):
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    if not isinstance(tokens, list) or not all(isinstance(text, str) for text in tokens):
         raise FileFormatError(f"{file.path} lacks tokenizer.ggml.tokens.")
-    tokens = metadata["tokenizer.ggml.tokens"]
 
     def identity(key: str) -> int | None:
         value = metadata.get(f"tokenizer.ggml.{key}_token_id")
@@ -333,7 +333,7 @@ def _vocabulary(file: GGUFFile) -> Vocabulary:
 
     found = [identity(key) for key in ("eos", "eot", "eom")]
     named = {"<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end_of_text|>"}
-    types = metadata.get("tokenizer.ggml.token_type", ())
+    types = _listed(file, "tokenizer.ggml.token_type")
     control = [
         number for number, text in enumerate(tokens)
         if text in named and (number >= len(types) or types[number] != 1)
@@ -344,9 +344,9 @@ def _vocabulary(file: GGUFFile) -> Vocabulary:
         kind=kinds[model],
         pre_tokenizer=str(metadata.get("tokenizer.ggml.pre", "")),
         tokens=tuple(tokens),
-        scores=tuple(np.asarray(metadata.get("tokenizer.ggml.scores", ())).tolist()),
-        kinds=tuple(np.asarray(types).tolist()),
-        merges=tuple(metadata.get("tokenizer.ggml.merges", ())),
+        scores=tuple(_listed(file, "tokenizer.ggml.scores")),
+        kinds=tuple(types),
+        merges=tuple(str(merge) for merge in _listed(file, "tokenizer.ggml.merges")),
         begin=identity("bos"),
         ends=ends,
         unknown=identity("unknown"),
@@ -355,6 +355,15 @@ def _vocabulary(file: GGUFFile) -> Vocabulary:
         add_end=bool(metadata.get("tokenizer.ggml.add_eos_token", False)),
         add_space_prefix=bool(metadata.get("tokenizer.ggml.add_space_prefix", sentencepiece)),
     )
+
+
+def _listed(file: GGUFFile, key: str) -> list:
+    value = file.metadata.get(key, [])
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if not isinstance(value, list):
+        raise FileFormatError(f"{file.path}: {key} should be a list.")
+    return value
 
 
 def permute_to_adjacent(rows: np.ndarray, heads: int) -> np.ndarray:
@@ -453,5 +462,5 @@ def _refuse_unsayable(config: DecoderConfig) -> None:
     gemma = config.architecture == "gemma3"
     if gemma and config.layer_windows != every_sixth_global(config.layers, window):
         raise UnsupportedError("GGUF readers expect every sixth layer of Gemma 3 to be global.")
-    if not gemma and window and config.architecture != "llama":
+    if not gemma and window:
         raise UnsupportedError(f"GGUF readers ignore windows of {config.architecture} models.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,15 @@ def native_obstacle(checkpoint: Checkpoint) -> str | None:
         decoder = importlib.import_module("trimtab.kernels.decoder")
     except ImportError as error:
         return f"the native kernels are not built ({error})."
-    return decoder.unsupported(checkpoint.config, checkpoint.tensors)
+    return decoder.unsupported(checkpoint.config, _kernel_tensors(decoder, checkpoint))
+
+
+def _kernel_tensors(decoder: ModuleType, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the tensors in the kernels' own type."""
+    return {
+        name: decoder.Tensor(tensor.kind, tensor.data, tensor.shape, tensor.scale)
+        for name, tensor in checkpoint.tensors.items()
+    }
 
 
 class NativeEngine:
@@ -42,10 +51,7 @@ class NativeEngine:
     ) -> None:
         decoder = importlib.import_module("trimtab.kernels.decoder")
         self.config, self.slots, self.capacity = checkpoint.config, slots, capacity
-        tensors = {
-            name: decoder.Tensor(tensor.kind, tensor.data, tensor.shape, tensor.scale)
-            for name, tensor in checkpoint.tensors.items()
-        }
+        tensors = _kernel_tensors(decoder, checkpoint)
         self._engine = decoder.NativeDecoder(checkpoint.config, tensors, threads=threads)
         self._cache = self._engine.new_cache(slots, capacity, dtype=_CACHE_TYPES[cache_dtype])
         self.name = "native"

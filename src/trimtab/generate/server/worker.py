@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 from collections.abc import Sequence
@@ -33,7 +34,8 @@ class Answer:
 
     def emit(self, event: Event) -> None:
         """Hand an event to the loop, from the worker's thread."""
-        if not self._loop.is_closed():
+        # The loop may close between a check and the call, when the server shuts down.
+        with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self.events.put_nowait, event)
 
 
