@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import simpy
-from race import Outcome, Race, command
 
+from race import Outcome, Race, command
 from trimtab.simulate import stream
 from trimtab.simulate.stream.deadlock import explain_deadlock
 from trimtab.simulate.stream.network import Network

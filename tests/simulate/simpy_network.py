@@ -13,8 +13,8 @@ def simulate_with_simpy(network: Network) -> int:
     """Run any network of fixed rates that completes with atomic forks, and return its cycles.
 
     A process takes its tokens one after another as time goes on, so that a network which completes
-    only thanks to that completes here too. A FIFO is a store of tokens (with the time at which they become visible) and a store of places
-    (with the time at which they become free).
+    only thanks to that completes here too. A FIFO is a store of tokens (with the time at which
+    they become visible) and a store of places (with the time at which they become free).
     """
     env = simpy.Environment()
     tokens = [simpy.Store(env) for _ in network.fifos]

@@ -94,7 +94,7 @@ def test_predicted_cycle_time_equals_the_simulated_one_on_random_pipelines():
             build.connect(units[producer], units[consumer], depth=int(state.integers(1, 7)))
         network = build.build()
         short = simulate(network).cycles
-        longer = [unit.firings for unit in network.units][0]
+        longer = next(unit.firings for unit in network.units)
         predicted = cycle_time(network)
         assert abs(short - predicted * longer) <= 60, seed
 
@@ -221,7 +221,8 @@ def test_a_pareto_front_trades_bits_for_cycles():
     sized = size_fifos(running_attention(48, 48, score_latency=5, scan_latency=5))
     front = pareto_front(sized.network, configurations=256)
     assert front[-1].cycles == sized.cycles
-    assert all(a.fifo_bits < b.fifo_bits and a.cycles > b.cycles for a, b in zip(front, front[1:]))
+    pairs = list(itertools.pairwise(front))
+    assert all(a.fifo_bits < b.fifo_bits and a.cycles > b.cycles for a, b in pairs)
     for point in front[:3]:
         assert simulate(sized.network.with_depths(point.depths)).cycles == point.cycles
     with pytest.raises(InputError, match="call size_fifos first"):

@@ -225,9 +225,9 @@ def test_impossible_latencies_depths_and_intervals_are_refused():
         naive_attention(4, 4).with_depths(0)
     with pytest.raises(InputError, match="give at least 1 cycle"):
         NetworkBuilder().unit("slow", interval=0)
+    lonely = NetworkBuilder()
+    lonely.unit("lonely")
     with pytest.raises(InputError, match="How often do these units fire: lonely"):
-        lonely = NetworkBuilder()
-        lonely.unit("lonely")
         lonely.build()
     with pytest.raises(InputError, match="raise event_limit"):
         simulate(running_attention(64, 64), event_limit=100, fast_forward=False, engine="native")

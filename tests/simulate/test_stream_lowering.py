@@ -41,7 +41,7 @@ def primitives(flow):
 
 
 X, Y = spec(6, 8), spec(6, 8)
-I = spec(6, 8, dtype=jnp.int32)
+WHOLE = spec(6, 8, dtype=jnp.int32)
 UNARY = {
     name: getattr(lax, name)
     for name in """abs acos acosh asin asinh atan atanh bessel_i0e bessel_i1e cbrt ceil cos cosh
@@ -50,7 +50,8 @@ UNARY = {
 }
 BINARY = {
     name: getattr(lax, name)
-    for name in "add atan2 div eq ge gt igamma igammac le lt max min mul ne nextafter pow rem sub".split()
+    for name in """add atan2 div eq ge gt igamma igammac le lt max min mul ne nextafter pow rem
+    sub""".split()
 }
 INTEGER = {
     name: getattr(lax, name)
@@ -60,10 +61,10 @@ INTEGER = {
 CASES = {
     **{name: (function, (X,)) for name, function in UNARY.items()},
     **{name: (function, (X, Y)) for name, function in BINARY.items()},
-    **{name: (function, (I, I)) for name, function in INTEGER.items()},
-    "not": (lax.bitwise_not, (I,)),
-    "population_count": (lax.population_count, (I,)),
-    "clz": (lax.clz, (I,)),
+    **{name: (function, (WHOLE, WHOLE)) for name, function in INTEGER.items()},
+    "not": (lax.bitwise_not, (WHOLE,)),
+    "population_count": (lax.population_count, (WHOLE,)),
+    "clz": (lax.clz, (WHOLE,)),
     "integer_pow": (lambda x: lax.integer_pow(x, 3), (X,)),
     "clamp": (lambda x: lax.clamp(0.0, x, 1.0), (X,)),
     "select": (lambda x, y: jnp.where(x > 0, x, y), (X, Y)),

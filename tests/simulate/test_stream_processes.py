@@ -127,7 +127,7 @@ def test_an_operand_ahead_of_its_block_belongs_to_the_first_firing(streams):
 
 def test_wrong_wires_and_ambiguous_blocks_are_refused(streams):
     source = emit(streams[0], 4)
-    with pytest.raises(InputError, match="There is no input 'nobody.in'"):
+    with pytest.raises(InputError, match=r"There is no input 'nobody\.in'"):
         trace_network({"source": source}, {"source.out": "nobody.in"})
     sink = Process(lambda: iter(()), ("in",), ())
     with pytest.raises(InputError, match=r"Nothing feeds sink\.in"):

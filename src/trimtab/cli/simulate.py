@@ -147,7 +147,7 @@ def _write(
         timeline.write_vcd(result.run, vcd)
 
 
-def _depth(text: str) -> int | None | str:
+def _depth(text: str) -> int | str | None:
     if text == "unlimited":
         return None
     if text == "sized":
@@ -202,7 +202,8 @@ def _module_from_file(path: Path) -> Any:
     if not path.is_file():
         raise InputError(f"There is no file {str(path)!r}; write file.py:function.")
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

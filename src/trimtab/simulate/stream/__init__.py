@@ -91,7 +91,7 @@ _EXPORTS = {
     "write_vcd": "display.timeline",
 }
 
-__all__ = list(_EXPORTS)
+__all__ = [*_EXPORTS]
 
 
 def __getattr__(name: str) -> Any:

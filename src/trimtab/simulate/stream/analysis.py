@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from dataclasses import dataclass
 from fractions import Fraction
@@ -312,9 +313,7 @@ class _Walker:
         if int(self.visible[f][token]) != time or token < fifo.initial:
             return None, "start", time
         m = int(self.made[f][token - fifo.initial])
-        cause = (
-            f"{self.network.units[fifo.producer].name} takes {fifo.latency} to fill {fifo.name}"
-        )
+        cause = f"{self.network.units[fifo.producer].name} takes {fifo.latency} to fill {fifo.name}"
         ready, fired = (int(times[m]) for times in self.times[fifo.producer])
         if ready + fifo.latency == time:
             return _Event(fifo.producer, m, False), cause, fifo.latency
@@ -346,7 +345,7 @@ def cycle_time(network: Network) -> Fraction:
         ready, fired = len(network.fifos) + 2 * u, len(network.fifos) + 2 * u + 1
         chain = [f for f in unit.inputs if f in moving] + [ready]
         edges += [(fired, chain[0], unit.interval, 1), (ready, fired, 0, 0)]
-        edges += [(one, other, 0, 0) for one, other in zip(chain, chain[1:])]
+        edges += [(one, other, 0, 0) for one, other in itertools.pairwise(chain)]
     for f in moving:
         fifo = network.fifos[f]
         ready = len(network.fifos) + 2 * fifo.producer

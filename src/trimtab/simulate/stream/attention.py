@@ -82,9 +82,7 @@ def running_attention(
     scan = build.unit("running maximum", [score], kind="scan", latency=scan_latency)
     # Twice the correction and twice the weight, each through a FIFO of its own.
     total = build.unit("running sum", [scan, scan], kind="reduce", rate=last_of(columns))
-    mixed = build.unit(
-        "running product", [scan, scan, value], kind="reduce", rate=last_of(columns)
-    )
+    mixed = build.unit("running product", [scan, scan, value], kind="reduce", rate=last_of(columns))
     share = build.unit("share", [total, mixed], divisions=1)
     build.unit("sink", [share], kind="sink")
     return build.build().with_depths(depth)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from trimtab.errors import InputError
@@ -143,7 +144,7 @@ def _from_body(body: Any) -> Dataflow:
 
     def read(entry: Any) -> Operand:
         if isinstance(entry, _jax.Literal):
-            return Constant(np.asarray(entry.val, dtype=entry.aval.dtype))
+            return Constant(np.asarray(entry.val, dtype=getattr(entry.aval, "dtype", None)))
         return values[entry]
 
     inputs = tuple(new(number, f"argument {i}") for i, number in enumerate(body.inputs))
@@ -173,7 +174,7 @@ def _from_body(body: Any) -> Dataflow:
 
 def _plain_dtype(dtype: Any) -> Any:
     # Random keys are pairs of words to a stream.
-    return np.uint64 if jax.dtypes.issubdtype(dtype, jax.dtypes.extended) else dtype
+    return np.uint64 if jnp.issubdtype(dtype, jax.dtypes.extended) else dtype
 
 
 def _changes_nothing(node: Any, operands: Sequence[Operand]) -> bool:

@@ -164,13 +164,15 @@ def _difference(network: Network, depths: tuple[int | None, ...]) -> Fix:
         for fifo, depth in zip(network.fifos, depths)
         if depth is not None and depth != fifo.depth
     }
-    added = [(changed.get(fifo.name, fifo.depth) or 0) - (fifo.depth or 0) for fifo in network.fifos]
+    added = [
+        (changed.get(fifo.name, fifo.depth) or 0) - (fifo.depth or 0) for fifo in network.fifos
+    ]
     bits = sum(places * fifo.bits for places, fifo in zip(added, network.fifos))
     return Fix(changed, sum(added), bits)
 
 
 def grow(network: Network, cost: list[int]) -> tuple[tuple[int | None, ...], bool]:
-    """Deepen full FIFOs of waiting cycles, cheapest first, one place at a time, until all completes.
+    """Deepen full FIFOs of waiting cycles, cheapest first, by single places, until all completes.
 
     Args:
         network: units of fixed rates.

@@ -100,7 +100,9 @@ def simulate_native(
         raise InputError(f"The run passed {event_limit} tokens; raise event_limit to go on.")
     sent, got = fifos[:, 0], fifos[:, 1]
     waiting = tuple(
-        Blocked(u, fifo, kind == FULL) for u, (_, _, fifo, kind) in enumerate(units.tolist()) if kind
+        Blocked(u, fifo, kind == FULL)
+        for u, (_, _, fifo, kind) in enumerate(units.tolist())
+        if kind
     )
     return Run(
         network=network,

@@ -82,7 +82,7 @@ class Network:
     fifos: tuple[Fifo, ...]
 
     def with_depths(
-        self, depths: int | None | Sequence[int | None] | Mapping[str, int | None]
+        self, depths: int | Sequence[int | None] | Mapping[str, int | None] | None
     ) -> Network:
         """Return the network with other FIFO depths.
 

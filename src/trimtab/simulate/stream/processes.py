@@ -292,7 +292,9 @@ class _Run:
         self.firings += firings
         self.block = firings
 
-    def note(self, port: str, tokens: int, counts: Sequence[int] | np.ndarray | None, ahead: bool) -> None:
+    def note(
+        self, port: str, tokens: int, counts: Sequence[int] | np.ndarray | None, ahead: bool
+    ) -> None:
         """Record at which firings tokens moved."""
         first = self.firings if ahead else self.firings - self.block
         if counts is not None:

@@ -302,9 +302,7 @@ class _Machine:
     def _asks(self, u: int, wait: _Wait | None) -> bool:
         if self.ended[u] or wait is None:
             return False
-        return wait[0] == "peek" or (
-            wait[0] == "any" and any(self.has_tokens(f) for f in wait[1])
-        )
+        return wait[0] == "peek" or (wait[0] == "any" and any(self.has_tokens(f) for f in wait[1]))
 
     def _earliest_head(self, u: int, watched: tuple[int, ...]) -> float:
         heads = [self.visible[f][len(self.received[f])] for f in watched if self.has_tokens(f)]

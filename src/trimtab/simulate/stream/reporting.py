@@ -98,7 +98,7 @@ def report(
     rewrite: bool = False,
     second_pass: bool = False,
     bitwise: bool = False,
-    depth: int | None | str = "sized",
+    depth: int | str | None = "sized",
     fork: Fork = "atomic",
 ) -> Report:
     """Lower a function, size its FIFOs, simulate it, and say what happened.
@@ -145,7 +145,7 @@ def report_flow(
     rewrite: bool = False,
     second_pass: bool = False,
     bitwise: bool = False,
-    depth: int | None | str = "sized",
+    depth: int | str | None = "sized",
     fork: Fork = "atomic",
     trip_counts: Sequence[int] = (),
 ) -> Report:

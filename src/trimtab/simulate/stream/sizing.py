@@ -130,8 +130,8 @@ def linear_program(network: Network) -> list[int]:
     whole = np.concatenate([np.zeros(units), [float(interval != 1) for interval in intervals]])
     solution = milp(
         weights,
-        constraints=LinearConstraint(matrix, lower, np.inf),
-        bounds=Bounds(np.concatenate([np.zeros(units), smallest]), np.inf),
+        constraints=LinearConstraint(matrix, np.array(lower), np.inf),  # type: ignore[arg-type]
+        bounds=Bounds(np.concatenate([np.zeros(units), smallest]), np.inf),  # type: ignore[arg-type]
         integrality=whole,
     )
     if solution.x is None:
@@ -313,5 +313,3 @@ def pareto_front(
             ParetoPoint(tuple(table[index].tolist()), int(bits[index]), int(cycles[index]))
         )
     return tuple(front)
-
-

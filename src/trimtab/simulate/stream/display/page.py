@@ -39,7 +39,7 @@ def as_page(report: Report) -> str:
         _figures(report),
         _notes(report),
         "<h2>Network</h2>",
-        "<p>One box a unit, one line a FIFO with its depth; FIFOs of 32 places and more are red.</p>",
+        "<p>One box a unit, one line a FIFO with its depth; from 32 places on it is red.</p>",
         f'<div class="scroll">{network_drawing(report.network)}</div>',
         "<h2>FIFOs</h2>",
         _fifo_table(report),
@@ -99,17 +99,18 @@ def _notes(report: Report) -> str:
         notes.append(
             f"<h2>What sets the pace</h2><p>{report.critical.cycles} cycles for "
             f"{report.critical.firings} firings:</p><ol>{steps}</ol>"
-            f'<table><tr><th>along the critical path</th><th class="n">share</th></tr>{rows}</table>'
+            "<table><tr><th>along the critical path</th>"
+            f'<th class="n">share</th></tr>{rows}</table>'
         )
     return "\n".join(notes)
 
 
 def _table(header: list[tuple[str, bool]], rows: list[list[str]]) -> str:
-    head = "".join(f'<th{" class=n" if number else ""}>{name}</th>' for name, number in header)
+    head = "".join(f"<th{' class=n' if number else ''}>{name}</th>" for name, number in header)
     body = "".join(
         "<tr>"
         + "".join(
-            f'<td{" class=n" if number else ""}>{html.escape(cell)}</td>'
+            f"<td{' class=n' if number else ''}>{html.escape(cell)}</td>"
             for cell, (_, number) in zip(row, header)
         )
         + "</tr>"

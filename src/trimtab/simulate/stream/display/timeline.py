@@ -84,23 +84,26 @@ def write_vcd(run: Run, path: str | os.PathLike[str], cycles: int | None = None)
     """
     vcd = require_extra("vcd", "hardware", "Writing a VCD file")
     changes: list[tuple[int, Any, int]] = []
-    with atomic_file(path) as temporary, temporary.open("w") as file:
-        with vcd.VCDWriter(file, timescale="1 ns", date="") as writer:
-            for unit, spans in zip(run.network.units, busy_spans(run, cycles)):
-                wire = writer.register_var("units", _identifier(unit.name), "wire", size=1, init=0)
-                for start, end in spans:
-                    changes += [(int(start), wire, 1), (int(end), wire, 0)]
-            for index, fifo in enumerate(run.network.fifos):
-                word = writer.register_var(
-                    "fifos", _identifier(f"{index}_{fifo.name}"), "integer", size=32, init=0
-                )
-                changes += [
-                    (int(time), word, int(level))
-                    for time, level in zip(*occupancy_changes(run, index))
-                    if cycles is None or time < cycles
-                ]
-            for time, variable, value in sorted(changes, key=lambda change: change[0]):
-                writer.change(variable, time, value)
+    with (
+        atomic_file(path) as temporary,
+        temporary.open("w") as file,
+        vcd.VCDWriter(file, timescale="1 ns", date="") as writer,
+    ):
+        for unit, spans in zip(run.network.units, busy_spans(run, cycles)):
+            wire = writer.register_var("units", _identifier(unit.name), "wire", size=1, init=0)
+            for start, end in spans:
+                changes += [(int(start), wire, 1), (int(end), wire, 0)]
+        for index, fifo in enumerate(run.network.fifos):
+            word = writer.register_var(
+                "fifos", _identifier(f"{index}_{fifo.name}"), "integer", size=32, init=0
+            )
+            changes += [
+                (int(time), word, int(level))
+                for time, level in zip(*occupancy_changes(run, index))
+                if cycles is None or time < cycles
+            ]
+        for time, variable, value in sorted(changes, key=lambda change: change[0]):
+            writer.change(variable, time, value)
 
 
 def _identifier(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Lowering a program to a streaming network: one unit per operation, one FIFO per use of a value."""
+"""Lowering a program to a network: one unit per operation, one FIFO per use of a value."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def lower(
     missing = unsupported(flow)
     if missing:
         raise UnsupportedError(
-            f"No streaming unit for {', '.join(missing)}. Keep such operations out of the function, "
-            f"or simulate the parts around them."
+            f"No streaming unit for {', '.join(missing)}. Keep such operations out of the "
+            f"function, or simulate the parts around them."
         )
     return _Lowering(flow, hardware or Hardware(), trip_counts).run()
 
@@ -188,9 +188,7 @@ class _Lowering:
         order = self.streams.order_of(operand)
         present = [view.axes.index(axis) for axis in order if axis in view.axes]
         repeated = [
-            axis
-            for axis, base in enumerate(view.axes)
-            if base is None and operand.shape[axis] > 1
+            axis for axis, base in enumerate(view.axes) if base is None and operand.shape[axis] > 1
         ]
         return sorted(repeated) + present
 
@@ -314,7 +312,9 @@ class _Lowering:
         inputs: list[tuple[Stream, Rate]] = [(scan, Rate())]
         memory_bits = 0
         row_axes = [a for a in order if a != axis]
-        out_order = [_kept(a, axis) if product is None else product.result_axis(a) for a in row_axes]
+        out_order = [
+            _kept(a, axis) if product is None else product.result_axis(a) for a in row_axes
+        ]
         if product is not None:
             pairs = dict(product.batch) | {axis: product.contract}
             weights = operation.inputs[operation.params["weights"][position]]
@@ -367,5 +367,3 @@ def _handler(name: str) -> Handler:
         "while": memory.loop,
     }
     return table.get(name, memory.block)
-
-

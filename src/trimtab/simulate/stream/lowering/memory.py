@@ -18,9 +18,7 @@ from trimtab.simulate.stream.rates import EVERY, Rate, first_of, last_of, traced
 
 def _streamed_axes(lowering: Any, output: Value, axis: int) -> list[int]:
     """Axes of a result that stream, in natural order, so that ``axis`` has one period."""
-    return [
-        a for a in range(len(output.shape)) if lowering.roles.streams(output, a) or a == axis
-    ]
+    return [a for a in range(len(output.shape)) if lowering.roles.streams(output, a) or a == axis]
 
 
 def _put_map(lowering: Any, operation: Operation, order: Sequence[int], rate: Rate = EVERY) -> None:
@@ -89,7 +87,10 @@ def cut(lowering: Any, operation: Operation) -> None:
     kept = np.ones([operand.shape[a] for a in order], bool)
     strides = operation.params["strides"] or (1,) * len(output.shape)
     for position, axis in enumerate(order):
-        start, limit = operation.params["start_indices"][axis], operation.params["limit_indices"][axis]
+        start, limit = (
+            operation.params["start_indices"][axis],
+            operation.params["limit_indices"][axis],
+        )
         inside = np.zeros(operand.shape[axis], bool)
         inside[start : limit : strides[axis]] = True
         kept &= inside.reshape([-1 if p == position else 1 for p in range(len(order))])
@@ -97,7 +98,12 @@ def cut(lowering: Any, operation: Operation) -> None:
 
 
 def _rearranged(
-    lowering: Any, operation: Operation, operand: Operand, order: list[int], rate: Rate, firings: int
+    lowering: Any,
+    operation: Operation,
+    operand: Operand,
+    order: list[int],
+    rate: Rate,
+    firings: int,
 ) -> None:
     output = operation.outputs[0]
     stream = lowering.unit(
@@ -187,7 +193,7 @@ def reverse(lowering: Any, operation: Operation) -> None:
         return
     positions = np.arange(math.prod(operand.shape[a] for a in order))
     grid = positions.reshape([operand.shape[a] for a in order])
-    needed = np.flip(grid, [order.index(a) for a in turned]).ravel()
+    needed = np.flip(grid, tuple(order.index(a) for a in turned)).ravel()
     window = int(np.max(needed - positions)) + 1
     stream = lowering.unit(
         operation,

@@ -206,8 +206,12 @@ class Roles:
             for lane in set(range(len(output.shape))) - set(places):
                 self._mark(output, lane, "lane")
             self._unite(streamed, axis, product.other, product.contract)
-            self._unite_rows(streamed, [b[0] for b in product.batch], product.other,
-                             [b[1] for b in product.batch])
+            self._unite_rows(
+                streamed,
+                [b[0] for b in product.batch],
+                product.other,
+                [b[1] for b in product.batch],
+            )
 
     def _unite_rows(
         self, one: Operand, axes: Sequence[int], other: Operand, other_axes: Sequence[int]

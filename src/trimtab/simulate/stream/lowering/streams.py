@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trimtab.simulate.stream.dataflow import Constant, Operand
+from trimtab.simulate.stream.dataflow import Operand
 from trimtab.simulate.stream.lowering.primitives import Hardware
 from trimtab.simulate.stream.lowering.roles import Roles, Views
 from trimtab.simulate.stream.network import NetworkBuilder, Stream

@@ -59,9 +59,7 @@ def split_sum(flow: Dataflow) -> Iterator[tuple[str, Dataflow]]:
         total = make_operation(inner.name, [part.outputs[0] for part in parts], combine)
         yield (
             "one sum as two",
-            replace_operations(
-                flow, [*parts, total], {id(operation.outputs[0]): total.outputs[0]}
-            ),
+            replace_operations(flow, [*parts, total], {id(operation.outputs[0]): total.outputs[0]}),
         )
 
 
@@ -79,9 +77,7 @@ def merge_equal(flow: Dataflow) -> Iterator[tuple[str, Dataflow]]:
         key = (operation.name, tuple(map(known, operation.inputs)), _frozen(operation.params))
         first = seen.setdefault(key, operation)
         if first is not operation:
-            substitutes |= {
-                id(old): new for old, new in zip(operation.outputs, first.outputs)
-            }
+            substitutes |= {id(old): new for old, new in zip(operation.outputs, first.outputs)}
     if substitutes:
         yield "equal operations as one", replace_operations(flow, [], substitutes)
 
@@ -98,14 +94,10 @@ def read_again(flow: Dataflow) -> Iterator[tuple[str, Dataflow]]:
             continue
         for user in users[1:]:
             again = make_operation("restream", [value], lambda array: array + 0 * array)
-            again = Operation(
-                "restream", (value,), again.outputs, {}, lambda array: (array,)
-            )
+            again = Operation("restream", (value,), again.outputs, {}, lambda array: (array,))
             inputs = tuple(again.outputs[0] if v is value else v for v in user.inputs)
             outputs = tuple(Value(v.shape, v.dtype, v.name) for v in user.outputs)
-            changed = Operation(
-                user.name, inputs, outputs, user.params, user.compute, user.bodies
-            )
+            changed = Operation(user.name, inputs, outputs, user.params, user.compute, user.bodies)
             substitutes = {id(old): new for old, new in zip(user.outputs, outputs)}
             yield (
                 f"a second pass over {value.name}",
@@ -166,18 +158,14 @@ def _moved(
     inputs = tuple(rest if i == side else v for i, v in enumerate(operation.inputs))
     old = operation.outputs[0]
     result = Value(old.shape, old.dtype, old.name)
-    contracted = Operation(
-        operation.name, inputs, (result,), operation.params, operation.compute
-    )
+    contracted = Operation(operation.name, inputs, (result,), operation.params, operation.compute)
     spread = _spread(factor[1], _targets(operation, side), result, views)
     last = make_operation(
         factor[0],
         [result, spread[-1].outputs[0]],
         lambda a, b: _APPLY[factor[0]](a, b.astype(a.dtype)),
     )
-    return replace_operations(
-        flow, [*added, contracted, *spread, last], {id(old): last.outputs[0]}
-    )
+    return replace_operations(flow, [*added, contracted, *spread, last], {id(old): last.outputs[0]})
 
 
 def _targets(operation: Operation, side: int) -> dict[int, int]:

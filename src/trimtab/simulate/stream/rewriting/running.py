@@ -116,9 +116,7 @@ def _site(flow: Dataflow, reduction: Operation, views: Views) -> _Site | None:
             of_reduction = expression(flow, statistic, {id(raw)}, views)
             if of_reduction is None or not _homomorphic(function, base, statistic):
                 continue
-            return _Site(
-                reduction, statistic, weights, function, of_reduction, sums, products
-            )
+            return _Site(reduction, statistic, weights, function, of_reduction, sums, products)
     return None
 
 
@@ -238,10 +236,16 @@ def _only_divides(flow: Dataflow, total: Operand, views: Views) -> bool:
         for operand in operation.inputs
         if views(operand).base is total and not views.is_view(operation)
     ]
-    return bool(readers) and all(
-        operation.name == "div" and operation.inputs[1] is operand and operation.inputs[0] is not operand
-        for operation, operand in readers
-    ) and not flow.is_output(total)
+    return (
+        bool(readers)
+        and all(
+            operation.name == "div"
+            and operation.inputs[1] is operand
+            and operation.inputs[0] is not operand
+            for operation, operand in readers
+        )
+        and not flow.is_output(total)
+    )
 
 
 def _compute(
