@@ -18,7 +18,8 @@ from trimtab.graph import _jax
 from trimtab.graph.cost import Cost, price
 from trimtab.graph.flat import Body, flatten
 from trimtab.graph.replay import Replacement, Watch, replay
-from trimtab.graph.sites import Site, find_sites, select
+from trimtab.graph.site_rules import find_sites
+from trimtab.graph.sites import Site, select
 
 if TYPE_CHECKING:
     from trimtab.graph.draw import Drawing
