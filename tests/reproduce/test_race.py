@@ -146,7 +146,8 @@ TEXTS = {path.stem: path.read_text() for path in BENCHMARKS.glob("*.py")}
 PROGRAMS = sorted(
     name
     for name, text in TEXTS.items()
-    if '"__main__"' in text and not any(re.search(rf"import {name}\b", t) for t in TEXTS.values())
+    if '"__main__"' in text
+    and not any(re.search(rf"(from|import) {name}\b", t) for t in TEXTS.values())
 )
 
 
