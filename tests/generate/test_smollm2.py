@@ -44,7 +44,9 @@ def native(checkpoint) -> LanguageModel:
 
 @pytest.fixture(scope="module")
 def exact(checkpoint) -> LanguageModel:
-    return LanguageModel(checkpoint, JaxEngine(checkpoint, capacity=640, cache_dtype="float32"))
+    return LanguageModel(
+        checkpoint, JaxEngine(checkpoint, slots=20, capacity=256, cache_dtype="float32")
+    )
 
 
 def all_logits(model: LanguageModel, tokens: list[int]) -> np.ndarray:
@@ -85,10 +87,13 @@ def test_chat_knows_a_capital(native):
     assert answer.finish == "stop"
 
 
-def test_perplexity_of_plain_english_is_low(native):
-    found = perplexity(native, TEXT, window=64)
-    assert 5 < found.perplexity < 40
-    assert found.tokens == len(native.tokenizer.encode(TEXT)) - len(found.windows)
+def test_perplexity_is_that_of_the_scores_and_lower_for_text_in_order(native):
+    found = perplexity(native, TEXT, window=128)
+    scores = native.score(TEXT)
+    assert found.perplexity == pytest.approx(float(np.exp(-np.nanmean(scores))), rel=1e-4)
+    assert found.tokens == len(scores) - 1
+    backwards = perplexity(native, " ".join(reversed(TEXT.split())), window=128)
+    assert found.perplexity * 3 < backwards.perplexity
 
 
 def test_a_cold_start_on_the_native_engine_loads_no_jax(native, smollm2_path):
@@ -128,15 +133,22 @@ def test_logits_agree_with_transformers_reading_the_same_file(exact, reference):
 def test_greedy_texts_equal_those_of_transformers(exact, reference):
     import torch
 
-    for prompt in PROMPTS:
-        tokens = exact.tokenizer.encode(prompt)
-        made = exact.generate(tokens, options=GREEDY, max_tokens=64, ignore_end=True).tokens
+    from trimtab.generate.batch import Request
+
+    answers = exact.complete(
+        [
+            Request(exact.encode(prompt), max_tokens=64, options=GREEDY, ignore_end=True)
+            for prompt in PROMPTS
+        ]
+    )
+    for prompt, answer in zip(PROMPTS, answers, strict=True):
+        # One pass over the whole text tells what the reference would have chosen at each step.
+        front = list(exact.encode(prompt))
         with torch.no_grad():
-            theirs = reference.generate(
-                torch.tensor([tokens]), max_new_tokens=64, min_new_tokens=64, do_sample=False,
-                repetition_penalty=1.0,
-            )[0, len(tokens) :].tolist()  # fmt: skip
-        assert list(made) == theirs, prompt
+            logits = reference(torch.tensor([front + list(answer.tokens)])).logits[0]
+        logits[:, list(exact.tokenizer.ends)] = -torch.inf
+        chosen = logits.argmax(-1)[len(front) - 1 : -1].tolist()
+        assert chosen == list(answer.tokens), prompt
 
 
 def test_an_absent_model_says_how_to_get_it(tmp_path, monkeypatch):

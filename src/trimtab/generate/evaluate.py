@@ -82,9 +82,9 @@ def perplexity(
         scored = start + len(part) - len(begin)
         total, count = total + fresh.sum(), count + fresh.size
         means.append(float(fresh.mean()) if fresh.size else math.nan)
-    mean = total / count
+    mean = float(total / count)
     length = len(model.tokenizer.decode_bytes(tokens[:scored], special=True))
-    bits = total / math.log(2) / max(length, 1)
+    bits = float(total) / math.log(2) / max(length, 1)
     return Perplexity(math.exp(mean), mean, bits, count, tuple(means))
 
 
