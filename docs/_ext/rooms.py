@@ -109,6 +109,7 @@ def _shorten(app, what, name, value, options, signature, returned):  # the event
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register with Sphinx."""
+    app.setup_extension("sphinx.ext.autodoc")
     app.connect("builder-inited", _write)
     app.connect("autodoc-process-signature", _shorten)
     return {"parallel_read_safe": True}

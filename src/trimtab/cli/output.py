@@ -31,7 +31,9 @@ class Output:
         """Print text or tables on standard output; rich markup is understood."""
         console = stdout_console()
         for renderable in renderables:
-            console.print(renderable, soft_wrap=isinstance(renderable, str))
+            # A terminal gets lines broken between words; a file or a pipe gets them whole.
+            whole = isinstance(renderable, str) and not console.is_terminal
+            console.print(renderable, soft_wrap=whole)
 
     def document(self, values: Mapping[str, Any]) -> None:
         """Print one JSON document on standard output."""
