@@ -82,10 +82,7 @@ _PLAN = np.dtype(
                 "final_norm",
             )
         ),
-        *(
-            (name, "<f8")
-            for name in ("epsilon", "embedding_scale", "score_scale", "logit_scale")
-        ),
+        *((name, "<f8") for name in ("epsilon", "embedding_scale", "score_scale", "logit_scale")),
         ("embedding", _MATRIX),
         ("head", _MATRIX),
     ]
@@ -143,14 +140,20 @@ def unsupported(config: Any, tensors: Mapping[str, Tensor]) -> str | None:
     if config.activation not in _ACTIVATIONS:
         return f"The native decoder has no activation {config.activation!r}."
     if config.head_dim > _MAXIMUM_HEAD_DIM or config.head_dim % 2:
-        return f"The native decoder takes even head widths up to {_MAXIMUM_HEAD_DIM}, not {config.head_dim}."
+        return (
+            f"The native decoder takes even head widths up to {_MAXIMUM_HEAD_DIM}, "
+            f"not {config.head_dim}."
+        )
     if config.heads % config.kv_heads or config.heads // config.kv_heads > _MAXIMUM_GROUP:
         return f"The native decoder cannot share {config.kv_heads} key heads among {config.heads}."
     for path, tensor in tensors.items():
         if tensor.kind not in KINDS:
             return f"The native decoder cannot read {path} of kind {tensor.kind!r}."
         if len(tensor.shape) == 2 and tensor.kind in BLOCK_FORMATS and tensor.shape[1] % 32:
-            return f"The native decoder needs a multiple of 32 columns in {path}, not {tensor.shape[1]}."
+            return (
+                f"The native decoder needs a multiple of 32 columns in {path}, "
+                f"not {tensor.shape[1]}."
+            )
     for layer in range(config.layers):
         names = _names(layer)
         for group in (("query", "key", "value"), ("gate", "up")):
@@ -249,7 +252,9 @@ def dense_values(tensor: Tensor) -> np.ndarray:
     elif tensor.kind == "bf16":
         values = (tensor.data.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
     else:
-        values = dequantize(tensor.kind, file_rows(tensor)) * np.float32(tensor.scale)
+        values = dequantize(tensor.kind, file_rows(tensor))
+        if tensor.kind == "ternary":
+            values = values * np.float32(tensor.scale)
     return np.ascontiguousarray(values, np.float32).reshape(tensor.shape)
 
 
@@ -343,7 +348,9 @@ class NativeCache:
             # In a ring only the newest `rows` positions survive, as if they had been computed.
             kept = min(saved.shape[1], array.shape[2])
             stop = start + saved.shape[1]
-            array[slot][:, np.arange(stop - kept, stop) % array.shape[2]] = saved[:, -kept or None :]
+            array[slot][:, np.arange(stop - kept, stop) % array.shape[2]] = saved[
+                :, -kept or None :
+            ]
 
 
 class NativeDecoder:
@@ -359,6 +366,11 @@ class NativeDecoder:
         threads: threads of every native kernel of the process; None keeps the current number.
         exact: expand all weights to float32, so that nothing is rounded to int8. Slow and large;
             for comparisons.
+
+    Attributes:
+        weights: uint8, the packed tiles.
+        plan: uint8, sizes and offsets into ``weights``.
+        vocabulary: columns of the logits.
 
     Raises:
         UnsupportedError: the native code cannot run this model; says why.
@@ -389,13 +401,13 @@ class NativeDecoder:
         self._cache_shape = (int(config.kv_heads), int(config.head_dim))
         self._windows = tuple(int(window) for window in config.layer_windows)
         layout = _Layout()
-        self._plan = _plan(config, tensors, layout)
-        self._weights = layout.fill()
+        self.plan = _plan(config, tensors, layout)
+        self.weights = layout.fill()
 
     @property
     def nbytes(self) -> int:
         """Bytes of the packed weights."""
-        return self._weights.nbytes
+        return self.weights.nbytes
 
     def new_cache(self, slots: int, capacity: int, dtype: str = "bf16") -> NativeCache:
         """Make an empty cache.
@@ -493,10 +505,10 @@ class NativeDecoder:
         run_native(
             name,
             [
-                self._weights,
-                self._plan,
+                self.weights,
+                self.plan,
                 cache.buffer,
-                cache.table,
+                cache.table.view(np.uint8).reshape(-1),
                 ids,
                 _integers(slots),
                 _integers(positions),

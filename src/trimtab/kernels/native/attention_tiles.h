@@ -200,6 +200,13 @@ void decode_part_64(const float* query, const void* keys, const void* values, in
         for (int64_t i = 0; i < lanes; i++) {
             F16 acc[heads];
             for (int h = 0; h < heads; h++) acc[h] = splat(0.0f);
+            // The cache comes from memory: this row of the values and a later one of the keys are
+            // asked for while the scores are made.
+            constexpr int64_t bytes = dim * (bfloat ? 2 : 4);
+            for (int64_t line = 0; line < bytes; line += 64) {
+                __builtin_prefetch((const char*)values + row * bytes + line);
+                __builtin_prefetch((const char*)keys + (row + 24) * bytes + line);
+            }
 #pragma GCC unroll 4
             for (int c = 0; c < 4; c++) {
                 F16 k = cache_vector<bfloat>(keys, row * dim + 16 * c, 16);

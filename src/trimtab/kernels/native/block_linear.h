@@ -2,6 +2,8 @@
 // tiles that decoder.inl.h reads.
 #pragma once
 
+#include <math.h>
+
 #include "linear_tiles.h"
 
 namespace {
@@ -41,11 +43,24 @@ const char* pack_blocks(const Call& call) {
     return nullptr;
 }
 
-// Arguments: x f32 [..., columns], file rows u8 [rows, bytes], bias f32 [rows] or [0]. Result: f32
-// [..., rows]. Attributes: kind, scale. Each thread packs a strip just before it is used, so the
-// weights stay in their file form.
+inline void norm_row(const float* x, const float* weight, int64_t size, float epsilon, float* to) {
+    F16 squares = splat(0.0f);
+    for (int64_t i = 0; i < size; i += 16) {
+        F16 v = load_part(x + i, size - i);
+        squares = fma16(v, v, squares);
+    }
+    const float factor = 1.0f / sqrtf(sum_lanes(squares) / (float)size + epsilon);
+    for (int64_t i = 0; i < size; i += 16)
+        store_part(to + i,
+                   load_part(x + i, size - i) * splat(factor) * load_part(weight + i, size - i),
+                   size - i);
+}
+
+// Arguments: x f32 [..., columns], file rows u8 [rows, bytes], bias f32 [rows] or [0] (, weight of
+// an RMS norm of x f32 [columns]). Result: f32 [..., rows]. Attributes: kind, scale (, epsilon).
+// Each thread packs a strip just before it is used, so the weights stay in their file form.
 const char* block_linear(const Call& call) {
-    if (call.argument_count != 3 || call.result_count != 1)
+    if (call.argument_count < 3 || call.argument_count > 4 || call.result_count != 1)
         return "block_linear takes x, weights and a bias";
     const Buffer &x = call.arguments[0], &weights = call.arguments[1], &bias = call.arguments[2];
     const Buffer& result = call.results[0];
@@ -63,11 +78,21 @@ const char* block_linear(const Call& call) {
     Activations a = {};
     a.columns = columns;
     a.floats = (const float*)x.data;
+    const float* norm = nullptr;
+    if (call.argument_count == 4) {
+        if (elements(call.arguments[3]) != columns || call.arguments[3].type != DataType::float32)
+            return "the norm's weight must be float32 and as long as a row of x";
+        norm = (const float*)call.arguments[3].data;
+    }
+    const float epsilon = (float)real_attribute(call, "epsilon", 0.0);
+    const int64_t normed_bytes = norm ? round_up(rows * columns * 4, 64) : 0;
     const int64_t code_bytes = round_up(rows * columns, 64);
     const int64_t sum_bytes = round_up(rows * (columns / 32 + 1) * (int64_t)sizeof(BlockSums), 64);
     auto* memory = (uint8_t*)trimtab::scratch(
-        (size_t)(code_bytes + sum_bytes + rows * (columns + 1) * 2), 0);
+        (size_t)(normed_bytes + code_bytes + sum_bytes + rows * (columns + 1) * 2), 0);
     if (!memory) return "out of memory";
+    if (norm) a.floats = (float*)memory;
+    memory += normed_bytes;
     a.codes = (int8_t*)memory;
     a.sums = (BlockSums*)(memory + code_bytes);
     a.bfloats = (uint16_t*)(memory + code_bytes + sum_bytes);
@@ -75,8 +100,12 @@ const char* block_linear(const Call& call) {
     constexpr int64_t kGrain = 8;
     parallel(ceil_div(rows, kGrain), [&](int64_t chunk) {
         const int64_t end = smaller(rows, (chunk + 1) * kGrain);
-        for (int64_t r = chunk * kGrain; r < end; r++)
+        for (int64_t r = chunk * kGrain; r < end; r++) {
+            if (norm)
+                norm_row((const float*)x.data + r * columns, norm, columns, epsilon,
+                         (float*)a.floats + r * columns);
             prepare_row(a.floats + r * columns, r, a, form);
+        }
     });
 
     const int64_t bytes = strip_bytes((int)kind, columns);

@@ -3,8 +3,6 @@
 //
 // Rows are tokens. Tokens of one slot are consecutive and in rising position; each row sees its own
 // slot's cache only. Every sum of a row has one order, whatever else is in the batch.
-#include <math.h>
-
 #include "attention_tiles.h"
 #include "block_linear.h"
 
@@ -50,6 +48,7 @@ struct Step {
     const int64_t* cache_table;  // [layers][3]: bytes of keys, bytes of values, rows
     int64_t slots;
     bool cache_bfloat;
+    int64_t query_stride;  // floats between the queries of consecutive rows
     const int32_t *tokens, *slot_of, *positions;
     int64_t rows;
     const Run* runs;
@@ -68,19 +67,6 @@ TRIMTAB_INLINE const float* vector_at(const Step& s, int64_t offset) {
 }
 
 // ---------------------------------------------------------------------------- rows
-inline void norm_row(const float* x, const float* weight, int64_t size, float epsilon, float* to) {
-    F16 squares = splat(0.0f);
-    for (int64_t i = 0; i < size; i += 16) {
-        F16 v = load_part(x + i, size - i);
-        squares = fma16(v, v, squares);
-    }
-    const float factor = 1.0f / sqrtf(sum_lanes(squares) / (float)size + epsilon);
-    for (int64_t i = 0; i < size; i += 16)
-        store_part(to + i,
-                   load_part(x + i, size - i) * splat(factor) * load_part(weight + i, size - i),
-                   size - i);
-}
-
 // A few rows at a time: one row is too little work for a thread to fetch.
 template <class Body>
 inline void for_rows(int64_t rows, const Body& body) {
@@ -136,11 +122,11 @@ TRIMTAB_INLINE F16 add_bias(F16 v, const float* bias, const Matrix& m, int64_t s
     return bias ? v + load_part(bias + 16 * strip, m.rows - 16 * strip) : v;
 }
 
-// How many strips a unit of work takes: about 64 KiB of weights for few rows, fewer strips where
-// arithmetic dominates.
-inline int64_t strips_per_chunk(int64_t bytes_per_strip, int64_t strips, int64_t rows) {
-    int64_t by_bytes = larger(1, (65536 / (rows < 8 ? 1 : 8)) / bytes_per_strip);
-    return larger(1, smaller(by_bytes, ceil_div(strips, 8)));
+// How many strips a unit of work takes. Few rows stream weights: two units a thread, long enough
+// for the prefetchers. Many rows compute: small units balance.
+inline int64_t strips_per_chunk(int64_t strips, int64_t rows) {
+    const int64_t units = rows < 16 ? 2 * trimtab::thread_count() : 4 * trimtab::thread_count();
+    return larger(1, smaller(ceil_div(strips, units), rows < 16 ? strips : 16));
 }
 
 // Several matrices of one input side by side: sink(matrix, row, strip, values).
@@ -149,8 +135,7 @@ inline void multiply_many(const Step& s, const Matrix* const* matrices, int coun
                           const Activations& x, int64_t rows, const Sink& sink) {
     int64_t strips = 0;
     for (int i = 0; i < count; i++) strips += ceil_div(matrices[i]->rows, 16);
-    const int64_t step = strips_per_chunk(
-        strip_bytes((int)matrices[0]->kind, matrices[0]->columns), strips, rows);
+    const int64_t step = strips_per_chunk(strips, rows);
     parallel(ceil_div(strips, step), [&](int64_t chunk) {
         const int64_t begin = chunk * step, end = smaller(strips, begin + step);
         int64_t base = 0;
@@ -214,7 +199,7 @@ inline void gated_product(const Step& s, const Layer& layer, const Activations& 
     const int64_t up_bytes = strip_bytes((int)up.kind, up.columns);
     const float *gate_bias = vector_at(s, gate.bias), *up_bias = vector_at(s, up.bias);
     const int64_t pairs = ceil_div(strips, 2);
-    const int64_t step = strips_per_chunk(2 * (gate_bytes + up_bytes), pairs, rows);
+    const int64_t step = strips_per_chunk(pairs, rows);
     constexpr int64_t kRowBlock = 16 * kTileRows;
     parallel(ceil_div(pairs, step), [&](int64_t chunk) {
         for (int64_t block = 0; block < rows; block += kRowBlock) {
@@ -266,10 +251,18 @@ inline void rotate(float* head, const float* angles, int64_t dim, bool half) {
             store_part(head + pairs + m, b * c + a * n, lanes);
         }
     } else {
-        for (int64_t m = 0; m < pairs; m++) {
-            const float a = head[2 * m], b = head[2 * m + 1];
-            head[2 * m] = a * cosines[m] - b * sines[m];
-            head[2 * m + 1] = b * cosines[m] + a * sines[m];
+        // The partner of each lane is its neighbour; even lanes subtract.
+        const I16 swap = {1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14};
+        const I16 low = {0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7};
+        const I16 sign = {INT32_MIN, 0, INT32_MIN, 0, INT32_MIN, 0, INT32_MIN, 0,
+                          INT32_MIN, 0, INT32_MIN, 0, INT32_MIN, 0, INT32_MIN, 0};
+        for (int64_t m = 0; m < pairs; m += 8) {
+            const int64_t lanes = 2 * (pairs - m);
+            F16 c = __builtin_shuffle(load_part(cosines + m, smaller(8, pairs - m)), low);
+            F16 n = __builtin_shuffle(load_part(sines + m, smaller(8, pairs - m)), low);
+            F16 v = load_part(head + 2 * m, lanes);
+            F16 partner = (F16)((I16)__builtin_shuffle(v, swap) ^ sign);
+            store_part(head + 2 * m, v * c + partner * n, lanes);
         }
     }
 }
@@ -285,7 +278,9 @@ inline void fill_angles(const float* frequencies, int64_t pairs, int64_t positio
 inline void write_cache_row(void* base, int64_t at, const float* from, int64_t dim, bool bfloat) {
     if (bfloat) {
         uint16_t* to = (uint16_t*)base + at;
-        for (int64_t d = 0; d < dim; d++) to[d] = float_to_bfloat(from[d]);
+        int64_t d = 0;
+        for (; d + 16 <= dim; d += 16) store_bfloats(to + d, load<F16>(from + d));
+        for (; d < dim; d++) to[d] = float_to_bfloat(from[d]);
     } else {
         memcpy((float*)base + at, from, (size_t)dim * 4);
     }
@@ -306,7 +301,8 @@ inline void place_token(const Step& s, const Layer& layer, int64_t index, int64_
         float* head = query + h * dim;
         if (query_norm) norm_row(head, query_norm, dim, (float)p.epsilon, head);
         rotate(head, angles, dim, p.rotary_half);
-        for (int64_t d = 0; d < dim; d++) head[d] *= (float)p.score_scale;
+        for (int64_t d = 0; d < dim; d += 16)
+            store_part(head + d, load_part(head + d, dim - d) * splat((float)p.score_scale), dim - d);
     }
     for (int64_t h = 0; h < p.kv_heads; h++) {
         float* head = key + h * dim;
@@ -328,7 +324,7 @@ template <bool bfloat>
 inline void run_unit(const Step& s, const Layer& layer, int64_t index, const Unit& unit) {
     const Plan& p = s.plan;
     const int64_t dim = p.head_dim, group = p.heads / p.kv_heads;
-    const int64_t width = (p.heads + 2 * p.kv_heads) * dim;
+    const int64_t width = s.query_stride;
     const int64_t* table = s.cache_table + 3 * index;
     const Run& run = s.runs[unit.run];
     const int64_t head_bytes = table[2] * dim * (bfloat ? 2 : 4);
@@ -504,13 +500,24 @@ inline const char* check_plan(const Step& s, int64_t bytes) {
     return good ? nullptr : "decoder_step was given a plan that does not fit its weights";
 }
 
-inline const char* check_rows(const Step& s) {
-    for (int64_t r = 0; r < s.rows; r++) {
-        if (s.tokens[r] < 0 || s.tokens[r] >= s.plan.vocabulary)
-            return "a token id is outside the vocabulary";
-        if (s.slot_of[r] < 0 || s.slot_of[r] >= s.slots) return "a slot is outside the cache";
-        if (s.positions[r] < 0) return "a position is negative";
+inline const char* find_runs(Step* s) {
+    Run* runs = (Run*)trimtab::scratch((size_t)s->rows * sizeof(Run), 2);
+    if (!runs) return "out of memory";
+    s->runs = runs;
+    s->run_count = 0;
+    for (int64_t r = 0; r < s->rows; r++) {
+        Run* last = s->run_count ? &runs[s->run_count - 1] : nullptr;
+        if (last && last->slot == s->slot_of[r] &&
+            last->position + last->count == s->positions[r]) {
+            last->count++;
+        } else {
+            runs[s->run_count++] = {r, 1, s->slot_of[r], s->positions[r]};
+        }
     }
+    return nullptr;
+}
+
+inline const char* check_lengths(const Step& s) {
     for (int64_t i = 0; i < s.plan.layers; i++) {
         const int64_t window = s.layers[i].window, rows = s.cache_table[3 * i + 2];
         for (int64_t j = 0; j < s.run_count; j++) {
@@ -522,6 +529,31 @@ inline const char* check_rows(const Step& s) {
         }
     }
     return nullptr;
+}
+
+// Most parts (of single tokens) and units (of chunks) that a layer's attention can have; asks for
+// the scratch memory of the latter.
+inline const char* count_work(const Step& s, int64_t* parts, int64_t* units) {
+    *parts = *units = 0;
+    for (int64_t j = 0; j < s.run_count; j++)
+        if (s.runs[j].count < kChunkFrom) {
+            for (int64_t t = 0; t < s.runs[j].count; t++)
+                *parts += s.plan.kv_heads * part_count(s.runs[j].position + t, 0);
+        } else {
+            *units += s.runs[j].count * s.plan.kv_heads;
+            if (!trimtab::scratch(sizeof(ChunkScratch), 1)) return "out of memory";
+        }
+    return nullptr;
+}
+
+inline const char* check_rows(const Step& s) {
+    for (int64_t r = 0; r < s.rows; r++) {
+        if (s.tokens[r] < 0 || s.tokens[r] >= s.plan.vocabulary)
+            return "a token id is outside the vocabulary";
+        if (s.slot_of[r] < 0 || s.slot_of[r] >= s.slots) return "a slot is outside the cache";
+        if (s.positions[r] < 0) return "a position is negative";
+    }
+    return check_lengths(s);
 }
 
 struct Carver {
@@ -561,7 +593,7 @@ inline void carve(Step* s, Carver& c, int64_t units, int64_t parts) {
     s->units = (Unit*)c.take(units * (int64_t)sizeof(Unit));
 }
 
-// Arguments: weights u8, plan u8, cache u8, cache table i64 [layers, 3], tokens, slots, positions
+// Arguments: weights u8, plan u8, cache u8, cache table (int64 [layers, 3] as u8), tokens, slots, positions
 // i32 [rows] (, outputs i32 [count]). Attributes: slots, cache_bfloat.
 inline const char* start_step(const Call& call, Step* s) {
     if (call.argument_count < 7) return "decoder_step takes at least 7 arrays";
@@ -575,8 +607,10 @@ inline const char* start_step(const Call& call, Step* s) {
         return "the plan was written by another version";
     s->layers = (const Layer*)((const uint8_t*)a[1].data + sizeof(Plan));
     s->cache = (uint8_t*)a[2].data;
+    s->query_stride = (p.heads + 2 * p.kv_heads) * p.head_dim;
     s->cache_table = (const int64_t*)a[3].data;
-    if (elements(a[3]) != 3 * p.layers) return "the cache table needs 3 numbers a layer";
+    if (a[3].type != DataType::uint8 || elements(a[3]) != 24 * p.layers)
+        return "the cache table needs 3 numbers a layer";
     s->slots = integer_attribute(call, "slots", 1);
     s->cache_bfloat = integer_attribute(call, "cache_bfloat", 1) != 0;
     s->rows = elements(a[4]);
@@ -596,19 +630,7 @@ inline const char* start_step(const Call& call, Step* s) {
     }
     if (s->rows == 0) return nullptr;
 
-    Run* runs = (Run*)trimtab::scratch((size_t)s->rows * sizeof(Run), 2);
-    if (!runs) return "out of memory";
-    s->runs = runs;
-    s->run_count = 0;
-    for (int64_t r = 0; r < s->rows; r++) {
-        Run* last = s->run_count ? &runs[s->run_count - 1] : nullptr;
-        if (last && last->slot == s->slot_of[r] &&
-            last->position + last->count == s->positions[r]) {
-            last->count++;
-        } else {
-            runs[s->run_count++] = {r, 1, s->slot_of[r], s->positions[r]};
-        }
-    }
+    if (const char* problem = find_runs(s)) return problem;
     if (const char* problem = check_rows(*s)) return problem;
 
     for (int i = 0; i < kMaxFrequencyTables; i++) s->angle_key[i] = -1;
@@ -621,15 +643,8 @@ inline const char* start_step(const Call& call, Step* s) {
             }
             if (i == kMaxFrequencyTables - 1) return "a model may have 4 rotary tables at most";
         }
-    int64_t parts = 0, units = 0;
-    for (int64_t j = 0; j < s->run_count; j++)
-        if (s->runs[j].count < kChunkFrom) {
-            for (int64_t t = 0; t < s->runs[j].count; t++)
-                parts += p.kv_heads * part_count(s->runs[j].position + t, 0);
-        } else {
-            units += s->runs[j].count * p.kv_heads;
-            if (!trimtab::scratch(sizeof(ChunkScratch), 1)) return "out of memory";
-        }
+    int64_t parts, units;
+    if (const char* problem = count_work(*s, &parts, &units)) return problem;
     Carver size = {nullptr, 0};
     carve(s, size, units + parts, parts);
     Carver memory = {(uint8_t*)trimtab::scratch((size_t)size.used, 0), 0};
@@ -654,16 +669,26 @@ inline void run_layers(const Step& s) {
     for (int64_t l = 0; l < p.layers; l++) run_layer(s, l);
 }
 
-// Result: logits f32 [outputs, vocabulary].
+// Under JAX the cache is a result too, which XLA gives the argument's memory if it can.
+inline const char* own_cache(const Call& call, Step* s) {
+    if (call.result_count == 1) return nullptr;
+    const Buffer &given = call.arguments[2], &kept = call.results[0];
+    if (elements(given) != elements(kept)) return "the new cache has the wrong size";
+    if (kept.data != given.data) memcpy(kept.data, given.data, (size_t)elements(given));
+    s->cache = (uint8_t*)kept.data;
+    return nullptr;
+}
+
+// Results: (the cache u8 under JAX,) logits f32 [outputs, vocabulary].
 const char* decoder_step(const Call& call) {
     Step s = {};
-    if (call.argument_count != 8 || call.result_count < 1)
+    if (call.argument_count != 8 || call.result_count < 1 || call.result_count > 2)
         return "decoder_step takes 8 arrays and fills the logits";
     if (const char* problem = start_step(call, &s)) return problem;
+    if (const char* problem = own_cache(call, &s)) return problem;
     const Plan& p = s.plan;
     const int32_t* outputs = (const int32_t*)call.arguments[7].data;
     const int64_t count = elements(call.arguments[7]);
-    // The last result: the jax form returns the cache before it.
     const Buffer& result = call.results[call.result_count - 1];
     if (elements(result) != count * p.vocabulary) return "the logits have the wrong shape";
     for (int64_t i = 0; i < count; i++)
@@ -695,9 +720,10 @@ const char* decoder_step(const Call& call) {
 // Result: the final norm's output of every row, f32 [rows, hidden].
 const char* decoder_hidden(const Call& call) {
     Step s = {};
-    if (call.argument_count != 7 || call.result_count < 1)
+    if (call.argument_count != 7 || call.result_count < 1 || call.result_count > 2)
         return "decoder_hidden takes 7 arrays and fills the hidden states";
     if (const char* problem = start_step(call, &s)) return problem;
+    if (const char* problem = own_cache(call, &s)) return problem;
     const Buffer& result = call.results[call.result_count - 1];
     if (elements(result) != s.rows * s.plan.hidden) return "the hidden states have the wrong shape";
     if (s.rows == 0) return nullptr;
@@ -710,7 +736,70 @@ const char* decoder_hidden(const Call& call) {
     return nullptr;
 }
 
+// Arguments: queries f32 [tokens, heads, dim], keys and values [slots, kv_heads, rows, dim] (both
+// f32 or bfloat16), slots i32 [tokens], positions i32 [tokens]. Result: f32 like the queries.
+// Attributes: scale, window (0: none). The cache already holds the tokens' own keys.
+const char* cached_attention(const Call& call) {
+    if (call.argument_count != 5 || call.result_count != 1)
+        return "cached_attention takes 5 arrays and fills the outputs";
+    const Buffer *a = call.arguments, &keys = a[1];
+    if (a[0].rank != 3 || keys.rank != 4 || a[2].rank != 4 || a[0].type != DataType::float32 ||
+        keys.type != a[2].type ||
+        (keys.type != DataType::float32 && keys.type != DataType::bfloat16))
+        return "cached_attention takes float32 queries and a float32 or bfloat16 cache";
+    for (int axis = 0; axis < 4; axis++)
+        if (keys.dims[axis] != a[2].dims[axis]) return "keys and values differ in shape";
+    Step s = {};
+    Plan& p = s.plan;
+    p.layers = 1;
+    p.vocabulary = 1;
+    p.heads = a[0].dims[1], p.head_dim = a[0].dims[2], p.kv_heads = keys.dims[1];
+    if (p.kv_heads < 1 || p.heads % p.kv_heads || keys.dims[3] != p.head_dim || p.head_dim < 1 ||
+        p.head_dim > kMaxHeadDim || p.heads / p.kv_heads > kChunkRows)
+        return "cached_attention cannot run these head counts and widths";
+    s.rows = a[0].dims[0];
+    s.slots = keys.dims[0];
+    if (elements(a[3]) != s.rows || elements(a[4]) != s.rows)
+        return "slots and positions must be as many as queries";
+    if (s.rows == 0) return nullptr;
+    s.cache_bfloat = keys.type == DataType::bfloat16;
+    s.cache = (uint8_t*)keys.data;
+    const int64_t table[3] = {0, (uint8_t*)a[2].data - s.cache, keys.dims[2]};
+    s.cache_table = table;
+    s.slot_of = (const int32_t*)a[3].data;
+    s.positions = (const int32_t*)a[4].data;
+    Layer layer = {};
+    layer.window = integer_attribute(call, "window", 0);
+    s.layers = &layer;
+    if (const char* problem = find_runs(&s)) return problem;
+    for (int64_t r = 0; r < s.rows; r++)
+        if (s.slot_of[r] < 0 || s.slot_of[r] >= s.slots || s.positions[r] < 0)
+            return "a slot or position is outside the cache";
+    if (const char* problem = check_lengths(s)) return problem;
+    int64_t parts, units;
+    if (const char* problem = count_work(s, &parts, &units)) return problem;
+    const int64_t width = p.heads * p.head_dim;
+    s.query_stride = width;
+    Carver size = {nullptr, 0};
+    for (Carver* c = &size;;) {
+        s.projected = (float*)c->take(s.rows * width * 4);
+        s.parts = (float*)c->take(parts * (p.heads / p.kv_heads) * (p.head_dim + 2) * 4);
+        s.units = (Unit*)c->take((units + parts) * (int64_t)sizeof(Unit));
+        if (c->base) break;
+        const int64_t bytes = c->used;
+        *c = {(uint8_t*)trimtab::scratch((size_t)bytes, 0), 0};
+        if (!c->base) return "out of memory";
+    }
+    const float scale = (float)real_attribute(call, "scale", 1.0);
+    for (int64_t i = 0; i < s.rows * width; i++) s.projected[i] = ((float*)a[0].data)[i] * scale;
+    s.attended = (float*)call.results[0].data;
+    attend(s, layer, 0);
+    return nullptr;
+}
+
 }  // namespace
 
 TRIMTAB_EXPORT({"pack_blocks", pack_blocks}, {"block_linear", block_linear},
-               {"decoder_step", decoder_step}, {"decoder_hidden", decoder_hidden})
+               {"rms_block_linear", block_linear},
+               {"decoder_step", decoder_step}, {"decoder_hidden", decoder_hidden},
+               {"cached_attention", cached_attention})
