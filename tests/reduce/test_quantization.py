@@ -216,3 +216,12 @@ def test_bad_requests_are_named(program):
         quantized_linear(jnp.ones((2, 8)), matrix)
     with pytest.raises(InputError, match="not with groups of 4"):
         quantized_linear(jnp.ones((2, 16)), matrix, activation_group=4)
+
+
+def test_a_weight_that_is_used_twice_is_quantised_once(key):
+    weight, x = jax.random.normal(key, (16, 16)) / 4, jax.random.normal(key, (8, 16))
+    program = tt.capture(lambda p, x: jnp.tanh(x @ p["w"]) @ p["w"], x, parameters={"w": weight})
+    lean = program.rewrite(quantize(8, 16, 32, calibrate=[x]))
+    np.testing.assert_allclose(lean(x), program(x), atol=0.05)
+    first = lean.parameters["w/quantized/packed"]
+    np.testing.assert_array_equal(first, lean.parameters["w#1/quantized/packed"])

@@ -55,7 +55,7 @@ class Quantize:
         matrices = self._matrices(program, sites)
         return program.replace(
             [
-                _replacement(site, name, *matrices[name], self.activations, self.activation_group)
+                self._replacement(site, name, *matrices[site.parameters["weight"]])
                 for name, site in zip(keys(sites), sites)
             ]
         )
@@ -63,35 +63,33 @@ class Quantize:
     def _matrices(
         self, program: Program, sites: Sequence[Site]
     ) -> dict[str, tuple[QuantizedMatrix, Any]]:
-        named = dict(zip(keys(sites), sites))
-        if self.method == "nearest":
-            return {
-                name: self._quantize(site, program.parameters[site.parameters["weight"]], None)
-                for name, site in named.items()
-            }
+        """Quantise each weight once, in order of execution; keyed by the weight's name."""
         done: dict[str, tuple[QuantizedMatrix, Any]] = {}
+        if self.method == "nearest":
+            for site in sites:
+                weight = site.parameters["weight"]
+                if weight not in done:
+                    done[weight] = self._quantize(site, program.parameters[weight], None)
+            return done
+        wanted = {site.parameters["weight"] for site in sites}
         values = [tuple(jax.tree.leaves(batch)) for batch in self.batches]
         parts = split(program, block_cuts(sites))
         for index, part in enumerate(parts):
-            wanted = {site.parameters["weight"] for site in sites}
             here = [s for s in part.sites("linear") if s.parameters["weight"] in wanted]
-            if here:
-                grams = calibrate(part, values, here, "gram")
-                made = {}
-                for key, site in zip(keys(here), here):
-                    parameter = part.parameters[site.parameters["weight"]]
-                    made[key] = self._quantize(site, parameter, grams[key])
-                done.update(made)
-                lean = part.replace(
-                    [
-                        _replacement(s, k, *made[k], self.activations, self.activation_group)
-                        for k, s in zip(keys(here), here)
-                    ]
-                )
-            else:
-                lean = part
+            fresh = [site for site in here if site.parameters["weight"] not in done]
+            grams = calibrate(part, values, fresh, "gram") if fresh else {}
+            for key, site in zip(keys(fresh), fresh):
+                weight = site.parameters["weight"]
+                if weight not in done:
+                    done[weight] = self._quantize(site, part.parameters[weight], grams[key])
             self.progress("quantising", index + 1, len(parts))
             if index + 1 < len(parts):
+                lean = part.replace(
+                    [
+                        self._replacement(site, key, *done[site.parameters["weight"]])
+                        for key, site in zip(keys(here), here)
+                    ]
+                )
                 values = [tuple(lean(*batch)) for batch in values]
         return done
 
@@ -117,6 +115,32 @@ class Quantize:
             factors = awq_scales(weight, gram, **options)
             return quantize_matrix(weight * factors, **options), 1.0 / factors
         return quantize_matrix(weight, **options), None
+
+    def _replacement(
+        self, site: Site, name: str, matrix: QuantizedMatrix, factors: Any
+    ) -> Replacement:
+        extras = {
+            f"{name}/quantized/{part}": getattr(matrix, part)
+            for part in _PARTS
+            if getattr(matrix, part) is not None
+        }
+        if factors is not None:
+            extras[f"{name}/quantized/input_factor"] = factors
+
+        def product(own: Mapping[str, Any], rows: Any) -> Any:
+            parts = {part: own.get(f"{name}/quantized/{part}") for part in _PARTS}
+            whole = QuantizedMatrix(
+                **parts, bits=matrix.bits, group=matrix.group, inputs=matrix.inputs
+            )
+            scaled = rows * own[f"{name}/quantized/input_factor"] if factors is not None else rows
+            return quantized_linear(
+                scaled.astype(jnp.float32),
+                whole,
+                activation_bits=self.activations,
+                activation_group=self.activation_group,
+            )
+
+        return product_replacement(site, extras, product)
 
 
 def quantize(
@@ -179,33 +203,3 @@ def quantize(
     return Quantize(
         bits, group, activations, per_group, cast(Method, name), origin, batches, where, progress
     )
-
-
-def _replacement(
-    site: Site,
-    name: str,
-    matrix: QuantizedMatrix,
-    factors: Any,
-    activations: int,
-    activation_group: int | None,
-) -> Replacement:
-    extras = {
-        f"{name}/quantized/{part}": getattr(matrix, part)
-        for part in _PARTS
-        if getattr(matrix, part) is not None
-    }
-    if factors is not None:
-        extras[f"{name}/quantized/input_factor"] = factors
-
-    def product(own: Mapping[str, Any], rows: Any) -> Any:
-        parts = {part: own.get(f"{name}/quantized/{part}") for part in _PARTS}
-        whole = QuantizedMatrix(**parts, bits=matrix.bits, group=matrix.group, inputs=matrix.inputs)
-        scaled = rows * own[f"{name}/quantized/input_factor"] if factors is not None else rows
-        return quantized_linear(
-            scaled.astype(jnp.float32),
-            whole,
-            activation_bits=activations,
-            activation_group=activation_group,
-        )
-
-    return product_replacement(site, extras, product)
