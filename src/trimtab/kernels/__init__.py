@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from trimtab.kernels.normalization import layer_norm as layer_norm
     from trimtab.kernels.optimizer import adam_step as adam_step
     from trimtab.kernels.optimizer import vr_adam_step as vr_adam_step
+    from trimtab.kernels.quantized import block_linear as block_linear
+    from trimtab.kernels.quantized import rms_block_linear as rms_block_linear
+    from trimtab.kernels.token_attention import cached_attention as cached_attention
 
 # Public name -> module that defines it; loaded on first use, since most need JAX.
 # No module may be named like a public function: importing it would hide the function.
@@ -35,12 +38,15 @@ _EXPORTS = {
     "adam_step": "optimizer",
     "available_isas": "_library",
     "bias_gelu": "activation",
+    "block_linear": "quantized",
+    "cached_attention": "token_attention",
     "cpu_features": "_library",
     "fourier_mix": "fourier",
     "fourier_mix_residual_norm": "fourier",
     "kernel": "binding",
     "layer_norm": "normalization",
     "reference_only": "binding",
+    "rms_block_linear": "quantized",
     "set_thread_count": "_library",
     "thread_count": "_library",
     "use_isa": "_library",
@@ -49,7 +55,14 @@ _EXPORTS = {
 }
 
 # Modules that bind kernels; tests and tools that list all kernels import these.
-KERNEL_MODULES = ("activation", "fourier", "normalization", "optimizer")
+KERNEL_MODULES = (
+    "activation",
+    "fourier",
+    "normalization",
+    "optimizer",
+    "quantized",
+    "token_attention",
+)
 
 __all__ = ["KERNEL_MODULES", *_EXPORTS]
 
