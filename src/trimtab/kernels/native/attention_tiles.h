@@ -381,7 +381,6 @@ inline void pack_positions(const void* keys, const void* values, int64_t rows, i
                            int64_t begin, int64_t count, ChunkScratch* s) {
     const int64_t width = round_up(dim, 16), padded = round_up(count, 32);
     const int64_t words = pairs ? round_up(dim, 2) / 2 : dim;  // 32-bit words of a packed key
-    alignas(64) uint32_t line[kMaxHeadDim + 16];
     for (int64_t p0 = 0; p0 < padded; p0 += 16) {
         uint32_t* to = s->keys + p0 * words;
         for (int64_t w0 = 0; w0 < words; w0 += 16) {
@@ -406,7 +405,6 @@ inline void pack_positions(const void* keys, const void* values, int64_t rows, i
         }
     }
     if constexpr (pairs) {
-        (void)line;
         for (int64_t p = 0; p < padded; p += 2) {
             typedef uint16_t H16 __attribute__((vector_size(32)));
             for (int64_t c = 0; c < width; c += 16) {
