@@ -21,30 +21,30 @@ def command() -> None:
 
 
 # Functions to try the command with: name to (default shapes, function of jax.numpy arrays).
-def _attention(query: Any, key: Any, value: Any) -> Any:
+def attention(query: Any, key: Any, value: Any) -> Any:
     import jax
 
     scores = query @ key.T / query.shape[-1] ** 0.5
     return jax.nn.softmax(scores, axis=-1) @ value
 
 
-def _layer_norm(x: Any) -> Any:
+def layer_norm(x: Any) -> Any:
     import jax
 
     centred = x - x.mean(-1, keepdims=True)
     return centred * jax.lax.rsqrt((centred * centred).mean(-1, keepdims=True) + 1e-6)
 
 
-def _rms_linear(x: Any, weight: Any) -> Any:
+def rms_linear(x: Any, weight: Any) -> Any:
     import jax
 
     return (x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + 1e-6)) @ weight
 
 
 _EXAMPLES: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
-    "attention": (_attention, ("128,64", "128,64", "128,64")),
-    "layer-norm": (_layer_norm, ("128,256",)),
-    "rms-linear": (_rms_linear, ("128,256", "256,64")),
+    "attention": (attention, ("128,64", "128,64", "128,64")),
+    "layer-norm": (layer_norm, ("128,256",)),
+    "rms-linear": (rms_linear, ("128,256", "256,64")),
 }
 
 

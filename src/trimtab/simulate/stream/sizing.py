@@ -102,8 +102,7 @@ def linear_program(network: Network) -> list[int]:
     if not fifos:
         return []
     paces = _paces(network)
-    data = [_data_offset(network, fifo, paces) for fifo in fifos]
-    room = [_room_offset(network, fifo, paces) for fifo in fifos]
+    offsets = [_offsets(network, f, paces) for f in range(len(fifos))]
     intervals = [_token_interval(network, fifo, paces) for fifo in fifos]
     units, count = len(network.units), len(fifos)
     rows, columns, values, lower = [], [], [], []
@@ -112,7 +111,7 @@ def linear_program(network: Network) -> list[int]:
             rows += [2 * f] * 2
             columns += [fifo.consumer, fifo.producer]
             values += [1.0, -1.0] if fifo.consumer != fifo.producer else [0.0, 0.0]
-            lower.append(data[f] if fifo.consumer != fifo.producer else -np.inf)
+            lower.append(offsets[f][0] if fifo.consumer != fifo.producer else -np.inf)
         else:
             rows += [2 * f] * 2
             columns += [fifo.consumer, fifo.producer]
@@ -122,23 +121,27 @@ def linear_program(network: Network) -> list[int]:
         columns += [units + f, fifo.consumer, fifo.producer]
         same = fifo.consumer == fifo.producer
         values += [intervals[f], 0.0 if same else -1.0, 0.0 if same else 1.0]
-        lower.append(room[f] + fifo.initial * intervals[f])
+        lower.append(offsets[f][1] + fifo.initial * intervals[f])
     matrix = coo_array((values, (rows, columns)), shape=(2 * count, units + count)).tocsr()
     smallest = [_smallest_depth(fifo) for fifo in fifos]
     # Of equally small schedules the earliest: start times cost next to nothing.
     weights = np.concatenate([np.full(units, 1e-6), [max(1, fifo.bits) for fifo in fifos]])
-    whole = np.concatenate([np.zeros(units), [float(interval != 1) for interval in intervals]])
-    solution = milp(
-        weights,
-        constraints=LinearConstraint(matrix, np.array(lower), np.inf),  # type: ignore[arg-type]
-        bounds=Bounds(np.concatenate([np.zeros(units), smallest]), np.inf),  # type: ignore[arg-type]
-        integrality=whole,
-    )
-    if solution.x is None:
-        return smallest
-    return [
-        max(least, math.ceil(value - 1e-6)) for least, value in zip(smallest, solution.x[units:])
-    ]
+    least = np.concatenate([np.zeros(units), smallest])
+    for _ in range(2):
+        solution = milp(
+            weights,
+            constraints=LinearConstraint(matrix, np.array(lower), np.inf),  # type: ignore[arg-type]
+            bounds=Bounds(least, np.inf),  # type: ignore[arg-type]
+        )
+        if solution.x is None:
+            return smallest
+        depths = np.ceil(solution.x[units:] - 1e-6)
+        # Slow FIFOs get whole places first; the others may then profit from what that gives away.
+        slow = np.array(intervals) != 1
+        if not np.any(slow & (depths > solution.x[units:] + 1e-6)):
+            break
+        least[units:] = np.where(slow, depths, smallest)
+    return [int(max(low, depth)) for low, depth in zip(smallest, depths)]
 
 
 def _smallest_depth(fifo: Fifo) -> int:
@@ -153,33 +156,21 @@ def _paces(network: Network) -> list[float]:
     return [horizon / max(1, unit.firings - unit.warmup) for unit in network.units]
 
 
-def _pattern(network: Network, fifo: Fifo) -> tuple[np.ndarray, np.ndarray]:
-    """Firings at which tokens are made and used, over one joint repetition of both rates."""
-    index = network.fifos.index(fifo)
-    made, used = fifo.produce.tokens_per_period, fifo.consume.tokens_per_period
-    total = network.tokens(fifo) - fifo.initial
-    joint = math.lcm(max(1, made), max(1, used))
-    tokens = int(min(total, joint, _PATTERN_TOKENS))
-    return (
-        token_firings(network, index, tokens, producer=True),
-        token_firings(network, index, tokens, producer=False),
-    )
+def _offsets(network: Network, index: int, paces: list[float]) -> tuple[float, float]:
+    """The least start differences for data, and for room apart from the depth's share.
 
-
-def _data_offset(network: Network, fifo: Fifo, paces: list[float]) -> float:
-    made, used = _pattern(network, fifo)
+    Over one joint repetition of both rates.
+    """
+    fifo = network.fifos[index]
     latency = max(fifo.latency, fifo.send_latency)
-    if not len(made):
-        return float(latency)
-    return latency + float(np.max(made * paces[fifo.producer] - used * paces[fifo.consumer]))
-
-
-def _room_offset(network: Network, fifo: Fifo, paces: list[float]) -> float:
-    made, used = _pattern(network, fifo)
-    if not len(made):
-        return float(fifo.response_latency)
-    spread = float(np.max(used * paces[fifo.consumer] - made * paces[fifo.producer]))
-    return fifo.response_latency + spread
+    joint = math.lcm(max(1, fifo.produce.tokens_per_period), max(1, fifo.consume.tokens_per_period))
+    tokens = int(min(network.tokens(fifo) - fifo.initial, joint, _PATTERN_TOKENS))
+    if tokens <= 0:
+        return float(latency), float(fifo.response_latency)
+    made = token_firings(network, index, tokens, producer=True) * paces[fifo.producer]
+    used = token_firings(network, index, tokens, producer=False) * paces[fifo.consumer]
+    spread = made - used
+    return latency + float(spread.max()), fifo.response_latency - float(spread.min())
 
 
 def _token_interval(network: Network, fifo: Fifo, paces: list[float]) -> float:
@@ -191,7 +182,7 @@ def _token_interval(network: Network, fifo: Fifo, paces: list[float]) -> float:
 
 # ------------------------------------------------------------------------------ simulation
 def _enlarge(network: Network, depths: list[int], target: int, fork: Fork) -> list[int]:
-    """Deepen FIFOs until the target is met: first to complete, then where it pays most."""
+    """Deepen FIFOs until the target is met: first to complete, then wherever producers wait."""
     bits = [max(1, fifo.bits) for fifo in network.fifos]
     limits = [max(1, network.tokens(fifo)) for fifo in network.fifos]
     depths = [min(depth, limit) for depth, limit in zip(depths, limits)]
@@ -208,17 +199,7 @@ def _enlarge(network: Network, depths: list[int], target: int, fork: Fork) -> li
             full = [f for f in range(len(depths)) if depths[f] < limits[f]]
         if not full:
             return depths
-        trials = [_deeper(depths, [f], limits) for f in full] + [_deeper(depths, full, limits)]
-        cycles = sweep(network, trials, fork=fork)
-        now = run.cycles if run.completed else np.iinfo(np.int64).max
-        gains = [
-            (now - int(taken)) / sum(b * (new - old) for b, new, old in zip(bits, trial, depths))
-            if taken >= 0
-            else -1.0
-            for trial, taken in zip(trials, cycles)
-        ]
-        best = int(np.argmax(gains))
-        depths = trials[best] if gains[best] > 0 else trials[-1]
+        depths = _deeper(depths, full, limits)
 
 
 def _deeper(depths: list[int], which: list[int], limits: list[int]) -> list[int]:
@@ -245,8 +226,11 @@ def _trim(
         spare = [f for f, ok in zip(able, fast_enough(trials)) if ok]
         if not spare:
             return depths
-        fifo = max(spare, key=lambda f: bits[f] * (depths[f] - smallest[f]))
-        depths[fifo] = _least(depths, fifo, smallest[fifo], fast_enough)
+        # One after another: what one FIFO gives up, the next may then need.
+        for f in sorted(spare, key=lambda f: -bits[f] * (depths[f] - smallest[f])):
+            lower = [d - (f == g) for g, d in enumerate(depths)]
+            if fast_enough([lower])[0]:
+                depths[f] = _least(depths, f, smallest[f], fast_enough)
 
 
 def _least(
