@@ -135,7 +135,7 @@ def _contents(outcomes: Sequence[SystemOutcome]) -> str:
 
 def _section(outcome: SystemOutcome, machine: Mapping[str, Any], full: bool) -> str:
     about = outcome.about
-    heading = escape(about.get("title") or find(outcome.system).subject)
+    heading = _sentence(about.get("title") or find(outcome.system).subject)
     parts = [
         f'<section id="{outcome.system}" aria-labelledby="{outcome.system}-title">',
         f'<div class="name">{outcome.system} <span>{duration(outcome.seconds)}</span></div>',
@@ -146,9 +146,9 @@ def _section(outcome: SystemOutcome, machine: Mapping[str, Any], full: bool) -> 
         size = about["full"] if full else about["quick"]
         parts.append(
             '<dl class="setting">'
-            f"<div><dt>The paper claims</dt><dd>{escape(about['claim'])}</dd></div>"
-            f"<div><dt>Compared with</dt><dd>{escape(about['baseline'])}</dd></div>"
-            f"<div><dt>Size of this run</dt><dd>{escape(size)}</dd></div></dl>"
+            f"<div><dt>The paper claims</dt><dd>{_sentence(about['claim'])}</dd></div>"
+            f"<div><dt>Compared with</dt><dd>{_sentence(about['baseline'])}</dd></div>"
+            f"<div><dt>Size of this run</dt><dd>{_sentence(size)}</dd></div></dl>"
         )
     if outcome.status == "failed":
         parts.append(_failure(outcome))
@@ -160,6 +160,10 @@ def _section(outcome: SystemOutcome, machine: Mapping[str, Any], full: bool) -> 
     parts.append(_commands(outcome))
     parts.append("</section>")
     return "\n".join(parts)
+
+
+def _sentence(text: str) -> str:
+    return escape(text[:1].upper() + text[1:])
 
 
 def _failure(outcome: SystemOutcome) -> str:

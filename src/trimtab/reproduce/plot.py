@@ -7,13 +7,11 @@ import struct
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 
 import numpy as np
 
 from trimtab.errors import InputError, ShapeError
 from trimtab.reproduce._svg import (
-    FONT,
     HEIGHT,
     WIDTH,
     Axis,
@@ -83,8 +81,8 @@ def line_chart(
         ys += [*finite(line.low or ()), *finite(line.high or ())]
     legend, top = _legend([(line.name, line.dashed) for line in series])
     bottom = HEIGHT - 42
-    y_axis = axis_over(ys, bottom, top + 8, log_y, title)
-    left = 14 + FONT + max(text_width(short_number(tick)) for tick in y_axis.ticks)
+    y_axis = axis_over(ys, bottom, top + 26, log_y, title)
+    left = 14 + max(text_width(short_number(tick)) for tick in y_axis.ticks)
     right = WIDTH - max(12.0, text_width(short_number(max(xs))) / 2 + 2)
     x_axis = axis_over(xs, left, right, log_x, title, pad=0.0, prefer=sorted(set(xs)))
     parts = [*_grid(x_axis, y_axis, x_label, y_label, title), *legend]
@@ -229,11 +227,8 @@ def _grid(x_axis: Axis, y_axis: Axis, x_label: str, y_label: str, title: str) ->
         parts.append(rule(at, bottom, at, bottom + 4))
         parts.append(label(at, bottom + 17, name, "middle", quiet=True))
     parts.append(label((left + right) / 2, HEIGHT - 6, x_label, "middle", quiet=True))
-    middle = (top + bottom) / 2
-    parts.append(
-        f'<text x="11" y="{middle:.1f}" transform="rotate(-90 11 {middle:.1f})" '
-        f'text-anchor="middle" fill="var(--quiet, #5b6770)">{escape(y_label)}</text>'
-    )
+    # Lying above the axis, a long label neither collides nor has to be read sideways.
+    parts.append(label(8, top - 10, shorten(y_label, WIDTH - 16), quiet=True))
     return parts
 
 
