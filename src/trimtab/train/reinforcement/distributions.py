@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -17,6 +17,7 @@ _LOWEST = jnp.finfo(jnp.float32).min
 _EDGE = 0.999
 
 
+@runtime_checkable
 class Distribution(Protocol):
     """A distribution over one (unbatched) action."""
 

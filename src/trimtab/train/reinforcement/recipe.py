@@ -8,10 +8,11 @@ from typing import Any
 
 import jax
 
-from trimtab.envs import make
+from trimtab.envs import Environment, make
+from trimtab.errors import unknown_name
 from trimtab.train.config import Config, section, write_config
 from trimtab.train.metrics import JsonLines
-from trimtab.train.recipes.supervised import Context, Summary
+from trimtab.train.recipes.supervised import Context, Summary, refuse_other_run
 from trimtab.train.reinforcement.agents import greedy_agent, learned_agent, random_agent
 from trimtab.train.reinforcement.evaluation import evaluate
 from trimtab.train.reinforcement.settings import Settings, settings_for
@@ -54,10 +55,9 @@ def run(context: Context) -> Summary:
     config = context.config
     data = section(EnvironmentSection, config.data, "data.")
     env = make(data.env, **data.settings)
-    settings = section(
-        Settings, {**dataclasses.asdict(settings_for(env)), **config.model}, "model."
-    )
+    settings = _settings(env, config.model)
     output = context.output
+    refuse_other_run(context)
     output.mkdir(parents=True, exist_ok=True)
     write_config(config, output / "config.toml")
     sink = JsonLines(output / "metrics.jsonl")
@@ -92,3 +92,12 @@ def run(context: Context) -> Summary:
     sink.close()
     notes = {"environment": data.env, "algorithm": settings.algorithm}
     return Summary(config.steps, "finished", last, notes, str(output))
+
+
+def _settings(env: Environment, model: dict[str, Any]) -> Settings:
+    """Tuned settings with those of ``[model]`` on top."""
+    known = [field.name for field in dataclasses.fields(Settings)]
+    for name in model:
+        if name not in known:
+            raise unknown_name("setting", f"model.{name}", [f"model.{each}" for each in known])
+    return settings_for(env, **model)
