@@ -12,9 +12,6 @@
 namespace {
 namespace stream {
 
-constexpr int kLevels = 8;
-constexpr int kSnapshots = 16;
-
 struct Timing {
   int64_t *visible, *received_write, *received_read;
   int64_t visible_mask, write_mask, read_mask;
@@ -25,17 +22,6 @@ struct Timing {
 struct Clock {
   int64_t time, interval;
   int64_t step, started;  // progress within a firing that sequential ports have begun
-};
-
-struct Snapshot {
-  Array<int64_t> words;
-  uint64_t signature = 0;
-  bool used = false;
-};
-
-struct Level {
-  Snapshot snapshots[kSnapshots];
-  int64_t next, tries, skip, pause, looked_at;
 };
 
 struct Engine {

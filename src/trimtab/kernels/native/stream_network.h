@@ -327,5 +327,21 @@ struct Tokens {
   }
 };
 
+// ---------------------------------------------------------------- states for fast-forward
+constexpr int kLevels = 8;
+constexpr int kSnapshots = 16;
+
+// A whole state of an engine; states of equal signature may differ in times and positions only.
+struct Snapshot {
+  Array<int64_t> words;
+  uint64_t signature = 0;
+  bool used = false;
+};
+
+struct Level {
+  Snapshot snapshots[kSnapshots];
+  int64_t next, tries, skip, pause, looked_at;
+};
+
 }  // namespace stream
 }  // namespace
