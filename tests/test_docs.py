@@ -4,6 +4,7 @@ import importlib.util
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,13 @@ def test_a_row_links_to_the_page_of_a_system_that_has_landed_and_of_no_other(sys
         assert (ROOT / "docs" / "systems" / f"{system.name}.md").exists()
     else:
         assert page == "not yet"
+
+
+def test_the_table_of_extras_is_that_of_the_package():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    listed = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "install.md").read_text(), re.M)
+    extras = set(project["optional-dependencies"])
+    assert extras == {name for name in listed if name == name.lower()}
 
 
 def test_result_files_that_pages_name_are_in_the_repository():
