@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from trimtab.errors import InputError, ShapeError, unknown_name
+from trimtab.kernels.fourier import fourier_mix_residual_norm
+from trimtab.models.fourier_choice import choose_path
 from trimtab.models.layers import (
     Embedding,
     FeedForward,
@@ -204,8 +206,9 @@ class Embeddings(eqx.Module):
                 "shorten it, or build the encoder with a larger max_tokens."
             )
         segment = jnp.zeros_like(ids) if segments is None else segments
-        total = self.word(ids) + self.position.weight[:tokens] + self.segment(segment)
-        hidden = self.norm(total)
+        parts = (self.word(ids), self.position.weight[:tokens], self.segment(segment))
+        # Small numbers that a normalisation is about to enlarge: sum them with all digits.
+        hidden = self.norm(parts[0].astype(jnp.float32) + parts[1] + parts[2])
         if self.projection is not None:
             hidden = self.projection(hidden)
         return dropout(hidden, self.dropout, key)
@@ -234,11 +237,37 @@ class EncoderLayer(eqx.Module):
     ) -> Float[Array, "tokens width"]:
         """Apply the layer to one example; a key turns dropout on."""
         mixer_key, output_key = (None, None) if key is None else jax.random.split(key)
-        mixed = self.mixer(hidden, mask=mask, key=mixer_key)
-        residual = hidden if self.skip == 1.0 else hidden * self.skip
-        hidden = self.mixing_norm(residual + mixed)
+        if mask is None and self._mixes_natively(hidden):
+            hidden = self._mix_and_normalise(hidden)
+        else:
+            mixed = self.mixer(hidden, mask=mask, key=mixer_key)
+            residual = hidden if self.skip == 1.0 else hidden * self.skip
+            hidden = self.mixing_norm(residual + mixed)
         wide = dropout(self.feed_forward(hidden), self.dropout, output_key)
         return self.output_norm(hidden + wide)
+
+    def _mixes_natively(self, hidden: Array) -> bool:
+        mixer = self.mixer
+        if not isinstance(mixer, FourierMixer) or hidden.dtype != self.mixing_norm.weight.dtype:
+            return False
+        return hidden.dtype != jnp.float64 and choose_path(*hidden.shape, mixer.path) == "native"
+
+    def _mix_and_normalise(self, hidden: Array) -> Array:
+        """The first half of the layer in one native call.
+
+        Its residual has weight 1, so the whole sum is divided by ``skip``, which the normalisation
+        undoes if epsilon is divided by its square.
+        """
+        norm, mixer = self.mixing_norm, self.mixer
+        scale = (hidden.shape[0] * hidden.shape[1]) ** -0.5
+        factor = scale if isinstance(mixer, FourierMixer) and mixer.orthonormal else 1.0
+        return fourier_mix_residual_norm(
+            hidden,
+            norm.weight,
+            norm.bias,
+            factor=factor / self.skip,
+            epsilon=norm.epsilon / self.skip**2,
+        )
 
 
 class EncoderOutput(NamedTuple):
@@ -451,7 +480,7 @@ def trainable(model: PyTree) -> PyTree:
     return jax.tree.map(mark, model, is_leaf=lambda node: isinstance(node, RandomMixer))
 
 
-def cast(model: Tree, dtype: jnp.dtype | type) -> Tree:
+def cast(model: Tree, dtype: str | jnp.dtype | type) -> Tree:
     """Return the model with its floating-point arrays in another type, such as bfloat16.
 
     Normalisation statistics, mixing and softmax stay in float32 inside.

@@ -75,7 +75,13 @@ def to_flax(model: Model) -> dict[str, Any]:
     Raises:
         UnsupportedError: a random mixer, which that code rebuilds from a seed and never stores.
     """
-    heads = (model if isinstance(model, Encoder) else model.encoder).config.heads
+    config = (model if isinstance(model, Encoder) else model.encoder).config
+    if "random" in config.layer_mixers:
+        raise UnsupportedError(
+            "FNet's Flax layout has no place for a random mixer's matrices: its code draws them "
+            "from a seed. Use save_encoder."
+        )
+    heads = config.heads
     tree: dict[str, Any] = {}
     for path, array in parameter_paths(model).items():
         name, form = _flax_name(path)

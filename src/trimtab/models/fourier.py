@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import zero_from_primal
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from trimtab.errors import DtypeError, ShapeError
 from trimtab.models.fourier_choice import choose_path
@@ -21,7 +21,7 @@ from trimtab.models.fourier_paths import PATHS, _reflect
 
 
 def fourier_mix(
-    x: Float[Array, "*batch tokens width"], *, path: str = "auto"
+    x: Shaped[Array, "*batch tokens width"], *, path: str = "auto"
 ) -> Float[Array, "*batch tokens width"]:
     """Return the real part of the unnormalised 2-D Fourier transform of the last two axes.
 

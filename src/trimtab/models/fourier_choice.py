@@ -2,9 +2,9 @@
 
 A :class:`MixingProfile` holds times of every path at a few shapes. :func:`measure_mixing` makes one
 and :func:`save_profile` keeps it in the cache directory, where :func:`choose_path` finds it.
-Without one the committed rule applies: on CPUs and GPUs the real transform at all lengths (the
-folded matrices never won on the CPUs measured, see the FNet page), on TPUs matrices up to 4,096
-tokens, where the paper's code uses them too.
+Without one the committed rule applies: on CPUs this package's native transform at all lengths, or
+XLA's real transform where it is not built; on GPUs XLA's (matrices never won on the CPUs measured,
+see the FNet page); on TPUs matrices up to 4,096 tokens, where the paper's code uses them too.
 """
 
 from __future__ import annotations
@@ -99,6 +99,8 @@ def choose_path(
 def _by_rule(tokens: int, backend: str, transforms: bool) -> str:
     if not transforms or (backend == "tpu" and tokens <= MATMUL_TOKENS_ON_TPU):
         return "folded_matmul"
+    if PATHS["native"].serves(backend):
+        return "native"
     return "real_fft"
 
 

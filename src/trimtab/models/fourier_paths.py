@@ -131,7 +131,23 @@ def _folded_work(tokens: int, width: int) -> float:
     return 1.0 * tokens * width**2 + 0.5 * tokens**2 * width
 
 
+def mix_natively(x: Float[Array, "*batch tokens width"]) -> Float[Array, "*batch tokens width"]:
+    """This package's own real transform for CPUs."""
+    from trimtab.kernels.fourier import fourier_mix
+
+    return fourier_mix(x)
+
+
+def _native_kernel_serves(backend: str) -> bool:
+    from trimtab.kernels._library import kernel_names
+
+    return backend == "cpu" and "fourier_mix" in kernel_names()
+
+
 PATHS: dict[str, MixingPath] = {
+    "native": MixingPath(
+        mix_natively, lambda n, d: 0.5 * _fft_work(n, d), True, _native_kernel_serves
+    ),
     "complex_fft": MixingPath(mix_by_complex_fft, _fft_work, True),
     "real_fft": MixingPath(mix_by_real_fft, lambda n, d: 0.5 * _fft_work(n, d), True),
     "matmul": MixingPath(mix_by_matmul, lambda n, d: 4.0 * n * d**2 + 4.0 * n**2 * d, False),

@@ -120,7 +120,9 @@ def load_huggingface(
     def name(path: str) -> str:
         return huggingface_name(path, family, prefix=prefixed)
 
-    return _fill(chosen, config, classes or settings.get("num_labels", 2), tensors, name, key, folder)
+    return _fill(
+        chosen, config, classes or settings.get("num_labels", 2), tensors, name, key, folder
+    )
 
 
 def save_huggingface(model: Model, folder: str | os.PathLike[str]) -> None:
@@ -321,7 +323,8 @@ def _config_to_huggingface(config: EncoderConfig) -> tuple[str, dict[str, Any]]:
 
 def _write(folder: str | os.PathLike[str], tensors: dict[str, Array], settings: dict) -> None:
     with atomic_directory(folder) as temporary:
-        save_file(tensors, str(temporary / "model.safetensors"), metadata={"format": "pt"})
+        # save_file turns the values of the dictionary it is given into NumPy arrays.
+        save_file(dict(tensors), str(temporary / "model.safetensors"), metadata={"format": "pt"})
         (temporary / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
 
 

@@ -209,15 +209,16 @@ def scores(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         ``spearman``.
     """
     if np.issubdtype(np.asarray(labels).dtype, np.floating):
-        ranks = [_ranks(np.asarray(values)) for values in (predicted, labels)]
+        first, second = (_ranks(np.asarray(values)) for values in (predicted, labels))
         return {
             "pearson": float(np.corrcoef(predicted, labels)[0, 1]),
-            "spearman": float(np.corrcoef(*ranks)[0, 1]),
+            "spearman": float(np.corrcoef(first, second)[0, 1]),
         }
     found = {"accuracy": float(np.mean(predicted == labels))}
     if set(np.unique(labels)) | set(np.unique(predicted)) <= {0, 1}:
         tp, tn, fp, fn = (
-            int(np.sum((predicted == p) & (labels == t))) for p, t in ((1, 1), (0, 0), (1, 0), (0, 1))
+            int(np.sum((predicted == p) & (labels == t)))
+            for p, t in ((1, 1), (0, 0), (1, 0), (0, 1))
         )
         found["f1"] = 2 * tp / max(1, 2 * tp + fp + fn)
         spread = np.sqrt(float(tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))

@@ -22,7 +22,9 @@ DICTIONARIES = Path("/usr/share/dictd")
 _WORDNET_FILES = ("data.noun", "data.verb", "data.adj", "data.adv")
 _BASE64 = {
     letter: value
-    for value, letter in enumerate("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/")
+    for value, letter in enumerate(
+        "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+    )
 }
 
 
@@ -173,7 +175,9 @@ def package_docstrings(
     for package in packages:
         spec = importlib.util.find_spec(package)
         if spec is None or not spec.submodule_search_locations:
-            raise InputError(f"The package {package!r} is not installed, so its text cannot be read.")
+            raise InputError(
+                f"The package {package!r} is not installed, so its text cannot be read."
+            )
         roots.append((package, Path(next(iter(spec.submodule_search_locations)))))
     texts, labels, seen = [], [], set()
     for label, (_, root) in enumerate(roots):

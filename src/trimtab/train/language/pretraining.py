@@ -212,9 +212,7 @@ def pretraining_batches(
     found = [
         window
         for lines in documents
-        for window in windows(
-            [ids for ids in vocabulary.encode(lines) if ids], tokens - 3
-        )
+        for window in windows([ids for ids in vocabulary.encode(lines) if ids], tokens - 3)
     ]
     source = PretrainingBatches(found, vocabulary, tokens, batch_size, predictions, seed)
     return batch_iterator(source, threads=threads)

@@ -82,7 +82,9 @@ def train_vocabulary(
         MissingExtraError: `tokenizers` is not installed.
     """
     if size <= len(SPECIAL_TOKENS):
-        raise InputError(f"A vocabulary of {size} has no room beside {len(SPECIAL_TOKENS)} special tokens.")
+        raise InputError(
+            f"A vocabulary of {size} has no room beside {len(SPECIAL_TOKENS)} special tokens."
+        )
     library = require_extra("tokenizers", "models", "Training a tokenizer")
     special = list(SPECIAL_TOKENS)
     before = library.pre_tokenizers
@@ -140,6 +142,8 @@ def _vocabulary(tokenizer: Any, where: str) -> Vocabulary:
         indices = [tokenizer.token_to_id(name) for name in names]
         known = [index for index in indices if index is not None]
         if not known:
-            raise FileFormatError(f"{where} has no token for {role} (looked for {', '.join(names)}).")
+            raise FileFormatError(
+                f"{where} has no token for {role} (looked for {', '.join(names)})."
+            )
         found.append(known[0])
     return Vocabulary(tokenizer, *found)

@@ -133,14 +133,14 @@ class _Drawing:
         there = self.used[rows]
         if ignored is not None:
             there[np.arange(len(rows)), ignored] = False
-        columns = np.flatnonzero(there.any(0))
+        columns = np.flatnonzero(np.any(there, 0))
         if len(columns):
             theirs = _three_points(self.tail[rows][:, columns], self.head[rows][:, columns])
             near = _squared_distances(_three_points(tails, heads), theirs)
             near = near.reshape(len(rows), 3, tails.shape[1], 3, len(columns)).min((1, 3))
             apart = 1.5 * s.margin + s.thickness / 2
             free &= ~((near < apart**2) & there[:, None, columns]).any(2)
-        found, choice = free.any(1), free.argmax(1)
+        found, choice = np.any(free, 1), free.argmax(1)
         at = np.arange(len(rows))
         self.tail[rows, paddle] = tails[at, choice]
         self.head[rows, paddle] = heads[at, choice]
@@ -223,13 +223,11 @@ def _grow_targets(drawing: _Drawing) -> np.ndarray:
     everyone = np.arange(count)
     reach = 2.0 * s.seed_distance
     low, high = min(reach, s.size / 2 - 2), max(s.size - 1 - reach, s.size / 2 + 2)
-    drawing.seed(
-        everyone, 0, generator.uniform(low, high, (count, _TRIES, 2)).astype(np.float32)
-    )
+    drawing.seed(everyone, 0, generator.uniform(low, high, (count, _TRIES, 2)).astype(np.float32))
     away = generator.uniform(-np.pi, np.pi, (count, _TRIES)).astype(np.float32)
     drawing.seed(everyone, 1, drawing.tail[:, 0][:, None] + s.seed_distance * _unit(away))
     step = np.full(count, 2)
-    seeded = drawing.used[:, :2].all(1)
+    seeded = np.all(drawing.used[:, :2], 1)
     paddles = np.arange(drawing.used.shape[1])
     for _ in range(_PATIENCE * total):
         rows = np.flatnonzero(seeded & (step < total))
