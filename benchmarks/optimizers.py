@@ -199,7 +199,7 @@ def main() -> None:
             console.print(table(f"{name} on {dataset}", results[name]))
             if name == "8k" and not options.quick:
                 results[name]["under_tuned"] = under_tuned(sweep, seeds, points)
-                results[name]["windows"] = {m: sweep.window(m, (0, 1)) for m in WINDOWS}
+                results[name]["windows"] = {m: sweep.window(m, (0,)) for m in WINDOWS}
             if options.quick:
                 break
     except OutOfTime:
@@ -209,7 +209,9 @@ def main() -> None:
     if options.json and results:
         document = {
             "benchmark": "optimizers",
-            "command": "python benchmarks/optimizers.py" + (" --quick" if options.quick else ""),
+            "command": "python benchmarks/optimizers.py"
+            + ("" if options.task == "all" else f" --task {options.task}")
+            + (" --quick" if options.quick else ""),
             "dataset": dataset,
             "machine": provenance(devices=True),
             "tasks": results,

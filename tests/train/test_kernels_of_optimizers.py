@@ -86,8 +86,10 @@ def test_the_fused_optimizer_follows_the_wrapped_one(clip: str) -> None:
     apply, update = jax.jit(fused.apply), jax.jit(chained.update)
     for seed in range(8):
         rng = np.random.default_rng(seed)
-        mean = jax.tree.map(lambda p: jnp.asarray(rng.normal(0.3, 1, p.shape), "f"), parameters)
-        m2 = jax.tree.map(lambda p: jnp.asarray(rng.chisquare(7, p.shape), "f"), parameters)
+        mean = jax.tree.map(
+            lambda p, r=rng: jnp.asarray(r.normal(0.3, 1, p.shape), "f"), parameters
+        )
+        m2 = jax.tree.map(lambda p, r=rng: jnp.asarray(r.chisquare(7, p.shape), "f"), parameters)
         extra = {"sum_sq_diff_grads": m2, "sample_size": 8}
         ours, ours_state = apply(mean, ours_state, ours, **extra)
         updates, theirs_state = update(mean, theirs_state, theirs, **extra)

@@ -86,7 +86,9 @@ def test_two_halves_merge_into_the_whole() -> None:
 def test_group_norms_of_single_examples_are_gradient_norms() -> None:
     parameters, batch = problem()
     whole = gradient_statistics(loss, parameters, batch, groups=BATCH, norms=True)
-    each = jax.vmap(jax.grad(lambda p, x, y: loss(p, {"x": x[None], "y": y[None]})[0]), (None, 0, 0))
+    each = jax.vmap(
+        jax.grad(lambda p, x, y: loss(p, {"x": x[None], "y": y[None]})[0]), (None, 0, 0)
+    )
     gradients = each(parameters, batch["x"], batch["y"])
     expected = sum(jnp.sum(g**2, axis=tuple(range(1, g.ndim))) for g in gradients.values())
     np.testing.assert_allclose(whole.group_square_norms, expected, rtol=1e-5)
@@ -124,9 +126,7 @@ def test_scattered_statistics_gather_to_the_same(mesh: jax.sharding.Mesh) -> Non
             gather_shards(merged.squared_deviations, parameters, "data"),
         )
 
-    run = jax.shard_map(
-        body, mesh=mesh, in_specs=(P(), P("data")), out_specs=P(), check_vma=False
-    )
+    run = jax.shard_map(body, mesh=mesh, in_specs=(P(), P("data")), out_specs=P(), check_vma=False)
     batch = jax.device_put(batch, jax.NamedSharding(mesh, P("data")))
     mean, deviations = jax.jit(run)(parameters, batch)
     close(type("Both", (), {"mean": mean, "squared_deviations": deviations})())

@@ -58,9 +58,7 @@ def test_one_step_is_what_optax_does_by_hand() -> None:
         eqx.filter(gradient, eqx.is_array), optimizer.init(parameters), parameters
     )
     expected = eqx.apply_updates(model(), updates)
-    for ours, theirs in zip(
-        weights(after), jax.tree.leaves(eqx.filter(expected, eqx.is_array))
-    ):
+    for ours, theirs in zip(weights(after), jax.tree.leaves(eqx.filter(expected, eqx.is_array))):
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
     np.testing.assert_allclose(metrics["loss"], value, rtol=1e-6)
 
@@ -289,9 +287,7 @@ def test_misuse_says_what_to_do() -> None:
     with pytest.raises(InputError, match="accumulate must be at least 1"):
         train.training_step(loss, optax.sgd(0.1), accumulate=0)
     with pytest.raises(InputError, match="10 groups do not divide over 8 devices"):
-        train.training_step(
-            loss, optax.sgd(0.1), groups=10, mesh=jax.make_mesh((8,), ("data",))
-        )
+        train.training_step(loss, optax.sgd(0.1), groups=10, mesh=jax.make_mesh((8,), ("data",)))
 
 
 def test_a_flax_module_trains_through_split_and_merge() -> None:

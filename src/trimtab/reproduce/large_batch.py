@@ -293,7 +293,7 @@ def run(task: Task, method: str, rate: float, seed: int, dataset: str = "auto") 
     shown = None
     if signals is not None:
         picked = [np.asarray(s).reshape(-1)[[0, task.steps // 2, -1]].tolist() for s in signals]
-        shown = dict(zip(("factor", "floor_share", "f_statistic"), picked))
+        shown = dict(zip(map(str, ("factor", "floor_share", "f_statistic")), picked))
     return Outcome(float(test), float(train), np.asarray(curve).tolist(), shown)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import optax
@@ -46,8 +46,10 @@ def schedule_named(
     elif shape == "inverse-root":
         start = max(warm, 1)
 
-        def after(step: optax.ScalarOrSchedule) -> optax.ScalarOrSchedule:
+        def after_root(step: Any) -> Any:
             return peak * jnp.sqrt(start / (start + jnp.asarray(step, jnp.float32)))
+
+        after = after_root
 
     else:
         decay = max(steps // 5, 1)

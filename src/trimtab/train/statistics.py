@@ -103,11 +103,11 @@ def split_batch(batch: PyTree, parts: int) -> PyTree:
         ShapeError: the leaves disagree on the number of examples, or it is not a multiple.
     """
     leaves = [leaf for leaf in jax.tree.leaves(batch) if hasattr(leaf, "shape")]
-    sizes = {leaf.shape[0] if leaf.ndim else None for leaf in leaves}
-    if len(sizes) != 1 or None in sizes:
+    sizes = {leaf.shape[0] if leaf.ndim else -1 for leaf in leaves}
+    if len(sizes) != 1 or -1 in sizes:
         raise ShapeError(
             f"The leaves of a batch must share their leading axis; sizes are "
-            f"{sorted(map(str, sizes))}. Put the examples first in every array."
+            f"{sorted(sizes)}, with -1 for scalars. Put the examples first in every array."
         )
     examples = sizes.pop()
     if examples % parts:

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from trimtab.train.optimizers.fused import fused_vr_adam as fused_vr_adam
     from trimtab.train.optimizers.registry import OPTIMIZERS as OPTIMIZERS
     from trimtab.train.optimizers.registry import optimizer_named as optimizer_named
+    from trimtab.train.optimizers.signal_to_noise import VrState as VrState
+    from trimtab.train.optimizers.signal_to_noise import gradient_ratios as gradient_ratios
+    from trimtab.train.optimizers.signal_to_noise import vr as vr
     from trimtab.train.optimizers.telemetry import layer_signals as layer_signals
     from trimtab.train.optimizers.telemetry import layer_telemetry as layer_telemetry
     from trimtab.train.optimizers.telemetry import noise_metrics as noise_metrics
     from trimtab.train.optimizers.telemetry import sign_flip_test as sign_flip_test
-    from trimtab.train.optimizers.signal_to_noise import VrState as VrState
-    from trimtab.train.optimizers.signal_to_noise import gradient_ratios as gradient_ratios
-    from trimtab.train.optimizers.signal_to_noise import vr as vr
 
 _MODULES = {
     "advisor": ("BatchAdvice", "advise", "choose_groups"),

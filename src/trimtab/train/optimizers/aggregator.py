@@ -77,4 +77,4 @@ def trust_ratio(
 
         return jax.tree.map(scaled, updates, params), state
 
-    return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+    return optax.GradientTransformation(optax.init_empty_state, update)

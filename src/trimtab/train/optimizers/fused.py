@@ -121,17 +121,18 @@ def _fused(
         "weight_decay": weight_decay,
     }
 
-    def initial(parameters: PyTree) -> FusedState:
-        for leaf in jax.tree.leaves(parameters):
+    def initial(params: Any) -> FusedState:
+        for leaf in jax.tree.leaves(params):
             if leaf.dtype != jnp.float32:
                 raise UnsupportedError(
                     f"Fused optimizers hold float32 parameters, got {leaf.dtype}. "
                     "Use vr(optax.adamw(...)) for other types."
                 )
-        zeros = jax.tree.map(jnp.zeros_like, parameters)
+        zeros = jax.tree.map(jnp.zeros_like, params)
         average = None
         if ratio is not None:
-            average = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, ratio.dtype), parameters)
+            kind = ratio.dtype
+            average = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, kind), params)
         return FusedState(jnp.asarray(0, jnp.int32), zeros, jax.tree.map(jnp.copy, zeros), average)
 
     def apply(
@@ -179,14 +180,12 @@ def _fused(
         new, average, first, second = (structure.unflatten(c) for c in zip(*results))
         return new, FusedState(count, first, second, average)
 
-    def update(
-        updates: PyTree, state: FusedState, params: PyTree | None = None, **extra: Any
-    ) -> tuple[PyTree, FusedState]:
+    def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
         if params is None:
             raise InputError(
                 "Fused optimizers need the parameters: update(updates, state, params)."
             )
-        new, state = apply(updates, state, params, **extra)
+        new, state = apply(updates, state, params, **extra_args)
         return jax.tree.map(lambda after, before: after - before, new, params), state
 
     made = FusedTransformation(initial, update)

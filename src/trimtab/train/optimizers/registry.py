@@ -85,4 +85,5 @@ def optimizer_named(
     for option in wrapper:
         if option not in allowed or option == "base":
             raise InputError(f"vr has no option {option!r}. It has: {', '.join(allowed)}.")
-    return vr(base, **({"decay": family.ratio_decay} | wrapper))
+    settings: dict[str, Any] = {"decay": family.ratio_decay, **wrapper}
+    return vr(base, **settings)

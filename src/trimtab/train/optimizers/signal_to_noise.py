@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, PyTree, Scalar
 
@@ -158,23 +159,21 @@ def vr(
         raise unknown_name("control", str(control), ("shuffled", "constant"))
     inner = optax.with_extra_args_support(base)
 
-    def initial(parameters: PyTree) -> VrState:
+    def initial(params: Any) -> VrState:
         momentum = None
         if decay:
-            momentum = jax.tree.map(
-                lambda leaf: jnp.zeros_like(leaf, dtype=momentum_dtype), parameters
-            )
-        return VrState(jnp.asarray(0, jnp.int32), momentum, inner.init(parameters))
+            momentum = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, dtype=momentum_dtype), params)
+        return VrState(jnp.asarray(0, jnp.int32), momentum, inner.init(params))
 
     def update(
-        updates: PyTree,
-        state: VrState,
-        params: PyTree | None = None,
+        updates: Any,
+        state: Any,
+        params: Any = None,
         *,
-        sum_sq_diff_grads: PyTree | None = None,
+        sum_sq_diff_grads: Any = None,
         sample_size: Any = None,
-        **extra: Any,
-    ) -> tuple[PyTree, VrState]:
+        **extra_args: Any,
+    ) -> tuple[Any, Any]:
         if sum_sq_diff_grads is None or sample_size is None:
             raise InputError(
                 "vr() got a gradient without its spread over groups: pass sum_sq_diff_grads= and "
@@ -203,7 +202,7 @@ def vr(
         # Without the barrier XLA:CPU computes the ratio again in the loop of every output.
         factors = jax.lax.optimization_barrier(factors)
         scaled = jax.tree.map(lambda r, g: (r * g).astype(g.dtype), factors, updates)
-        scaled, inner_state = inner.update(scaled, state.base, params, **extra)
+        scaled, inner_state = inner.update(scaled, state.base, params, **extra_args)
 
         total = optax.tree.sum((updates, sum_sq_diff_grads))
         if axis_names:
@@ -253,10 +252,8 @@ def _controlled(ratios: PyTree, control: Control, key: Array) -> PyTree:
 
 
 def _check_count(sample_size: Any) -> None:
-    """One group has no spread; a traced count is trusted."""
-    if isinstance(sample_size, jax.core.Tracer):
-        return
-    if float(sample_size) < 2:
+    """One group has no spread; a count inside a compiled program is trusted."""
+    if isinstance(sample_size, (int, float, np.number)) and sample_size < 2:
         raise InputError(
             f"vr() needs the statistics of at least 2 groups, got {float(sample_size):g}."
         )

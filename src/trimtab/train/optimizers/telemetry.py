@@ -95,9 +95,9 @@ def _layer_signal(
     f_statistic = count * square / jnp.maximum(deviations / (count - 1.0), 1e-30)
     return LayerSignal(
         ratio=total / active,
-        factor=sum(jnp.sum(r) for _, _, r in members) / size,
-        floor_share=sum(jnp.sum(r <= gamma) for _, _, r in members) / size,
-        cap_share=sum(jnp.sum(r >= upper) for _, _, r in members) / size,
+        factor=jnp.asarray(sum(jnp.sum(r) for _, _, r in members) / size),
+        floor_share=jnp.asarray(sum(jnp.sum(r <= gamma) for _, _, r in members) / size),
+        cap_share=jnp.asarray(sum(jnp.sum(r >= upper) for _, _, r in members) / size),
         noise_scale=group_size * trace / jnp.maximum(signal, 1e-30),
         f_statistic=f_statistic,
         f_probability=f_tail(f_statistic, size, size * (count - 1.0)),

@@ -131,7 +131,8 @@ def run(context: Context) -> Summary:
     settings = section(TextModel, config.model, "model.")
     if settings.width % settings.heads or (settings.width // settings.heads) % 2:
         raise InputError(
-            f"model.heads = {settings.heads} must cut model.width = {settings.width} into even parts."
+            f"model.heads = {settings.heads} must cut model.width = {settings.width} into even "
+            "parts."
         )
     text = load_bytes(data.files, limit=data.limit)
     examples = text[: len(text) // data.length * data.length].reshape(-1, data.length)
