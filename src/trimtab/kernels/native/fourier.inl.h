@@ -110,7 +110,7 @@ bool transform_columns(const Problem& p, const T* x, int64_t group, float* spect
   } else {
     float* gathered = work + work_floats;
     gather_columns(x + first, p.width, p.tokens, columns, gathered);
-    joint = lane_transform(*p.over_tokens, Elements{gathered}, work);
+    joint = lane_transform(*p.over_tokens, Elements{gathered, 0}, work);
   }
   float tile[4 * kLanes * kLanes] __attribute__((aligned(64)));
   constexpr int64_t kTile = kLanes * kLanes;
@@ -161,8 +161,9 @@ bool transform_features(const Problem& p, const float* spectrum, int64_t block, 
   float* work = floats_of_scratch(transform_floats(*p.over_width) + kLanes * kElement, kWorkSlot);
   float* rows = floats_of_scratch((kLanes + 3) * stride, kRowSlot);
   if (work == nullptr || rows == nullptr) return false;
-  const float* found =
-      lane_transform(*p.over_width, Elements{spectrum + block * width * kElement}, work);
+  const int64_t block_floats = width * kElement;
+  const float* found = lane_transform(
+      *p.over_width, Elements{spectrum + block * block_floats, block_floats}, work);
   for (int64_t m = 0; m < width; m += kLanes)
     transpose_tile(found + m * kElement, kElement, rows + m, stride);
   float* middle = rows + kLanes * stride;
@@ -186,21 +187,29 @@ bool transform_features(const Problem& p, const float* spectrum, int64_t block, 
   return true;
 }
 
+// Runs body(index) -> bool for all, neighbours on one thread because each prefetches for the next.
+// Indices are independent, so the cut may follow the number of threads.
+template <typename Body>
+bool in_runs(int64_t count, const Body& body) {
+  const int64_t run = larger(1, count / (4 * trimtab::thread_count()));
+  bool starved = false;
+  parallel(ceil_div(count, run), [&](int64_t chunk) {
+    for (int64_t i = chunk * run; i < smaller(count, (chunk + 1) * run); ++i)
+      if (!body(i)) __atomic_store_n(&starved, true, __ATOMIC_RELAXED);
+  });
+  return !starved;
+}
+
 // ---- one example ---------------------------------------------------------------------------
 
 template <typename T, typename Emit>
 bool transform_example(const Problem& p, const T* x, const Emit& emit) {
   float* spectrum = floats_of_scratch(p.spectrum_floats(), kSpectrumSlot);
   if (spectrum == nullptr) return false;
-  bool starved = false;
-  parallel(p.column_groups(), [&](int64_t group) {
-    if (!transform_columns(p, x, group, spectrum)) __atomic_store_n(&starved, true, 0);
-  });
-  if (starved) return false;
-  parallel(p.blocks(), [&](int64_t block) {
-    if (!transform_features(p, spectrum, block, emit)) __atomic_store_n(&starved, true, 0);
-  });
-  return !starved;
+  return in_runs(p.column_groups(),
+                 [&](int64_t group) { return transform_columns(p, x, group, spectrum); }) &&
+         in_runs(p.blocks(),
+                 [&](int64_t block) { return transform_features(p, spectrum, block, emit); });
 }
 
 // Runs body(example) -> bool for all; many examples share the pool, few are each shared out.
@@ -211,11 +220,7 @@ bool for_examples(int64_t batch, const Body& body) {
       if (!body(example)) return false;
     return true;
   }
-  bool starved = false;
-  parallel(batch, [&](int64_t example) {
-    if (!body(example)) __atomic_store_n(&starved, true, 0);
-  });
-  return !starved;
+  return in_runs(batch, body);
 }
 
 template <typename T>

@@ -14,7 +14,7 @@ namespace {
 using Complex = std::complex<double>;
 
 constexpr double kPi = 3.14159265358979323846;
-constexpr int kRadices[] = {8, 4, 2, 3, 5, 7, 11, 13};
+constexpr int kRadices[] = {8, 4, 2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, kLargestRadix};
 constexpr size_t kKeptPlans = 128;
 
 // Everything a plan points to.

@@ -15,7 +15,9 @@ struct FourierLevel {
   const float* rotations;
 };
 
-// Outermost level first; the last one has rest == 1. Lengths with a large prime factor are
+constexpr int kLargestRadix = 47;
+
+// Outermost level first; the last one has rest == 1. Lengths with a prime factor above 47 are
 // convolutions instead (Bluestein 1970): `inner` is then the plan of the convolution's length.
 struct FourierPlan {
   int64_t size;

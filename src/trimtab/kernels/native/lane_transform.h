@@ -65,32 +65,34 @@ TRIMTAB_INLINE void butterfly8(Complex* x) {
 }
 
 // X_k = x_0 + sum_j cos(jk) (x_j + x_-j) - i sum_j sin(jk) (x_j - x_-j)
+// kRadix == 0 takes the radix at run time.
 template <int kRadix>
-TRIMTAB_INLINE void butterfly_odd(Complex* x, const float* rotations) {
-  constexpr int kHalf = kRadix / 2;
-  Complex even[kHalf], odd[kHalf];
-  Complex total = x[0];
-  for (int j = 0; j < kHalf; ++j) {
-    even[j] = x[1 + j] + x[kRadix - 1 - j];
-    odd[j] = x[1 + j] - x[kRadix - 1 - j];
+TRIMTAB_INLINE void butterfly_odd(Complex* x, const float* rotations, int run_time_radix) {
+  constexpr int kRoom = kRadix == 0 ? trimtab::kLargestRadix / 2 : kRadix / 2;
+  const int radix = kRadix == 0 ? run_time_radix : kRadix, half = radix / 2;
+  Complex even[kRoom], odd[kRoom];
+  const Complex first = x[0];
+  Complex total = first;
+  for (int j = 0; j < half; ++j) {
+    even[j] = x[1 + j] + x[radix - 1 - j];
+    odd[j] = x[1 + j] - x[radix - 1 - j];
     total = total + even[j];
   }
-  for (int k = 0; k < kHalf; ++k) {
-    Complex p = x[0], q = {Floats{}, Floats{}};
-    for (int j = 0; j < kHalf; ++j) {
-      const float cosine = rotations[2 * (k * kHalf + j)];
-      const float sine = rotations[2 * (k * kHalf + j) + 1];
+  for (int k = 0; k < half; ++k, rotations += 2 * half) {
+    Complex p = first, q = {Floats{}, Floats{}};
+    for (int j = 0; j < half; ++j) {
+      const float cosine = rotations[2 * j], sine = rotations[2 * j + 1];
       p = {p.re + even[j].re * cosine, p.im + even[j].im * cosine};
       q = {q.re + odd[j].re * sine, q.im + odd[j].im * sine};
     }
     x[1 + k] = {p.re + q.im, p.im - q.re};
-    x[kRadix - 1 - k] = {p.re - q.im, p.im + q.re};
+    x[radix - 1 - k] = {p.re - q.im, p.im + q.re};
   }
   x[0] = total;
 }
 
 template <int kRadix>
-TRIMTAB_INLINE void butterfly(Complex* x, const float* rotations) {
+TRIMTAB_INLINE void butterfly(Complex* x, const trimtab::FourierLevel& level) {
   if constexpr (kRadix == 2) {
     butterfly2(x[0], x[1]);
   } else if constexpr (kRadix == 4) {
@@ -98,7 +100,7 @@ TRIMTAB_INLINE void butterfly(Complex* x, const float* rotations) {
   } else if constexpr (kRadix == 8) {
     butterfly8(x);
   } else {
-    butterfly_odd<kRadix>(x, rotations);
+    butterfly_odd<kRadix>(x, level.rotations, level.radix);
   }
 }
 
@@ -107,23 +109,25 @@ TRIMTAB_INLINE void butterfly(Complex* x, const float* rotations) {
 template <int kRadix, typename Source>
 void first_pass(const trimtab::FourierLevel& level, const Source& source, int64_t first,
                 int64_t stride, float* out) {
-  Complex x[kRadix];
-  for (int q = 0; q < kRadix; ++q) x[q] = source(first + q * stride);
-  butterfly<kRadix>(x, level.rotations);
-  for (int q = 0; q < kRadix; ++q) store_complex(out + q * kElement, x[q]);
+  Complex x[kRadix == 0 ? trimtab::kLargestRadix : kRadix];
+  const int radix = kRadix == 0 ? level.radix : kRadix;
+  for (int q = 0; q < radix; ++q) x[q] = source(first + q * stride);
+  butterfly<kRadix>(x, level);
+  for (int q = 0; q < radix; ++q) store_complex(out + q * kElement, x[q]);
 }
 
 template <int kRadix>
 void combine(const trimtab::FourierLevel& level, float* out) {
   const float* twiddle = level.twiddles;
+  const int radix = kRadix == 0 ? level.radix : kRadix;
   const int64_t step = level.rest * kElement;
-  for (int64_t j = 0; j < level.rest; ++j, out += kElement, twiddle += 2 * (kRadix - 1)) {
-    Complex x[kRadix];
+  for (int64_t j = 0; j < level.rest; ++j, out += kElement, twiddle += 2 * (radix - 1)) {
+    Complex x[kRadix == 0 ? trimtab::kLargestRadix : kRadix];
     x[0] = load_complex(out);
-    for (int q = 1; q < kRadix; ++q)
+    for (int q = 1; q < radix; ++q)
       x[q] = times(load_complex(out + q * step), twiddle[2 * q - 2], twiddle[2 * q - 1]);
-    butterfly<kRadix>(x, level.rotations);
-    for (int q = 0; q < kRadix; ++q) store_complex(out + q * step, x[q]);
+    butterfly<kRadix>(x, level);
+    for (int q = 0; q < radix; ++q) store_complex(out + q * step, x[q]);
   }
 }
 
@@ -136,7 +140,8 @@ void combine(const trimtab::FourierLevel& level, float* out) {
     case 7: action(7); break;            \
     case 8: action(8); break;            \
     case 11: action(11); break;          \
-    default: action(13); break;          \
+    case 13: action(13); break;          \
+    default: action(0); break;           \
   }
 
 template <typename Source>
@@ -160,17 +165,30 @@ void smooth_transform(const trimtab::FourierPlan& plan, int depth, const Source&
 
 // ---- sources -------------------------------------------------------------------------------
 
-// Elements one after the other.
+// Elements one after the other; `ahead` floats further lie those that will be wanted next.
 struct Elements {
   const float* data;
-  TRIMTAB_INLINE Complex operator()(int64_t i) const { return load_complex(data + i * kElement); }
+  int64_t ahead;
+  TRIMTAB_INLINE Complex operator()(int64_t i) const {
+    const float* at = data + i * kElement;
+    __builtin_prefetch(at + ahead, 0, 2);
+    __builtin_prefetch(at + ahead + kLanes, 0, 2);
+    return load_complex(at);
+  }
 };
 
 // Two neighbouring vectors of a row-major float matrix as real and imaginary parts.
 struct Columns {
   const float* data;
   int64_t row_stride;
-  TRIMTAB_INLINE Complex operator()(int64_t i) const { return load_complex(data + i * row_stride); }
+  TRIMTAB_INLINE Complex operator()(int64_t i) const {
+    const float* at = data + i * row_stride;
+    // The next pair of vectors is the neighbour's, on the same page: rows are too far apart for the
+    // hardware to guess.
+    __builtin_prefetch(at + kElement, 0, 2);
+    __builtin_prefetch(at + kElement + kLanes, 0, 2);
+    return load_complex(at);
+  }
 };
 
 // Bluestein's input: multiplied by the chirp, followed by zeros.

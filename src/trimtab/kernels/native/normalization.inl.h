@@ -100,7 +100,7 @@ const char* forward(const Call& call, int with_residual) {
     parallel(ceil_div(all_rows, step), [&](int64_t chunk) {
       float* row = static_cast<float*>(trimtab::scratch(at.size * sizeof(float), 2));
       if (row == nullptr) {
-        starved = true;
+        __atomic_store_n(&starved, true, __ATOMIC_RELAXED);
         return;
       }
       for (int64_t r = chunk * step; r < smaller(all_rows, (chunk + 1) * step); ++r) {
@@ -164,7 +164,7 @@ const char* backward(const Call& call, int with_residual) {
     parallel(at.batch * chunks, [&](int64_t chunk) {
       float* row = static_cast<float*>(trimtab::scratch(at.size * sizeof(float), 2));
       if (row == nullptr) {
-        starved = true;
+        __atomic_store_n(&starved, true, __ATOMIC_RELAXED);
         return;
       }
       const int64_t group = chunk / chunks, first = chunk % chunks * step;
