@@ -101,10 +101,10 @@ vr_adam_step_kernel = kernel(
 
 
 def adam_step(
-    parameter: Float[Array, "..."],
-    gradient: Float[Array, "..."],
-    first: Float[Array, "..."],
-    second: Float[Array, "..."],
+    parameter: Float[Array, ...],
+    gradient: Float[Array, ...],
+    first: Float[Array, ...],
+    second: Float[Array, ...],
     scalars: Float[Array, " 3"],
     *,
     first_decay: float = 0.9,
@@ -142,12 +142,12 @@ def adam_step(
 
 
 def vr_adam_step(
-    parameter: Float[Array, "..."],
-    mean: Float[Array, "..."],
-    deviations: Float[Array, "..."],
-    average: Float[Array, "..."],
-    first: Float[Array, "..."],
-    second: Float[Array, "..."],
+    parameter: Float[Array, ...],
+    mean: Float[Array, ...],
+    deviations: Float[Array, ...],
+    average: Float[Array, ...],
+    first: Float[Array, ...],
+    second: Float[Array, ...],
     scalars: Float[Array, " 5"],
     *,
     gamma: float = 0.1,
