@@ -77,8 +77,10 @@ def test_sampled_actions_are_legal_and_masks_never_empty_while_going_on(id):
     flat = mask.reshape(STEPS, LANES, -1)
     joint = action[..., None] if action.ndim == 2 else action
     index = np.ravel_multi_index(tuple(np.moveaxis(joint, -1, 0)), mask.shape[2:])
-    assert np.take_along_axis(flat, index[..., None], axis=-1).all()
-    assert flat.any(axis=-1).all()
+    possible = flat.any(axis=-1)
+    assert np.take_along_axis(flat, index[..., None], axis=-1)[possible].all()
+    # FlatPack goes on to its last step even when nothing fits any more.
+    assert possible.all() or id == "FlatPack-v0"
 
 
 @pytest.mark.parametrize("id", IDS)
@@ -141,9 +143,18 @@ def test_gymnasium_and_dm_env_accept_the_adapters(id):
             adapter.discount_spec().validate(timestep.discount)
 
 
-@pytest.mark.parametrize("id", ["Maze-v0", "TSP-v1", "Minesweeper-v0", "Connector-v3", "Snake-v1"])
-def test_lazy_resets_equal_eager_ones_bit_for_bit(id):
-    env = environment(id)
+@pytest.mark.parametrize(
+    ("id", "settings"),
+    [
+        ("Maze-v0", {"time_limit": 15}),
+        ("TSP-v1", {}),
+        ("Minesweeper-v0", {}),
+        ("Connector-v3", {"time_limit": 12}),
+        ("Snake-v1", {}),
+    ],
+)
+def test_lazy_resets_equal_eager_ones_bit_for_bit(id, settings):
+    env = make(id, **settings)
 
     @functools.partial(jax.jit, static_argnums=0)
     def play(batch, keys, actions):

@@ -132,7 +132,9 @@ def test_flat_pack_blocks_are_a_partition_of_the_grid():
     assert ((blocks > 0).sum(axis=(1, 2, 3)) == 121).all()
     ids = np.sort(blocks.max(axis=(2, 3)), axis=1)
     assert (ids == np.arange(1, 26)).all()
-    assert (blocks > 0).any(axis=3)[:, :, 0].all(), "blocks are pushed to the upper edge"
+    turned = np.stack([np.rot90(blocks, turns, axes=(2, 3)) for turns in range(4)], axis=2) > 0
+    in_corner = turned[..., 0, :].any(axis=-1) & turned[..., :, 0].any(axis=-1)
+    assert in_corner.any(axis=2).all(), "each block touches two edges of its square"
 
 
 def test_sudokus_have_exactly_one_solution():

@@ -34,7 +34,8 @@ def game2048(env: Any, state: Any) -> Picture:
         return str(2**exponent) if exponent else ""
 
     shapes = tiles(board, fill)
-    for (row, column), exponent in np.ndenumerate(board):
+    for (row, column), entry in np.ndenumerate(board):
+        exponent = entry.item()
         size = 0.3 if exponent < 10 else 0.2
         text = Text(column + 0.5, row + 0.5, number(exponent), size, ink(fill(exponent)))
         shapes.append(text)
@@ -88,7 +89,7 @@ def rubiks_cube(env: Any, state: Any) -> Picture:
     for face, (right, down) in corner.items():
         x, y = right * (size + 0.2), down * (size + 0.2)
         for (row, column), color in np.ndenumerate(state.cube[face]):
-            shapes.append(Rectangle(x + column + 0.05, y + row + 0.05, 0.9, 0.9, _CUBE[color]))
+            shapes.append(Rectangle(x + column + 0.05, y + row + 0.05, 0.9, 0.9, _CUBE[color.item()]))
     wide, high = 4 * size + 0.6, 3 * size + 0.4
     return Picture(wide, high, tuple(shapes), f"step {int(state.step_count)}", "#333333")
 

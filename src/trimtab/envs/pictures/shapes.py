@@ -18,7 +18,7 @@ def tiles(grid: np.ndarray, color: Callable[[Any], str | None], gap: float = GAP
     """A square for each cell that ``color`` gives a colour."""
     shapes: list[Shape] = []
     for (row, column), value in np.ndenumerate(grid):
-        fill = color(value)
+        fill = color(value.item())
         if fill is not None:
             shapes.append(Rectangle(column + gap, row + gap, 1 - 2 * gap, 1 - 2 * gap, fill))
     return shapes
@@ -31,11 +31,12 @@ def labels(
     color: Callable[[Any], str] = lambda _: "#222222",
 ) -> list[Shape]:
     """Text in the middle of each cell."""
-    return [
-        Text(column + 0.5, row + 0.5, text(value), size, color(value))
-        for (row, column), value in np.ndenumerate(grid)
-        if text(value)
-    ]
+    shapes: list[Shape] = []
+    for (row, column), entry in np.ndenumerate(grid):
+        value = entry.item()
+        if text(value):
+            shapes.append(Text(column + 0.5, row + 0.5, text(value), size, color(value)))
+    return shapes
 
 
 def disc(cell: Any, fill: str, radius: float = 0.36) -> Circle:
