@@ -43,13 +43,13 @@ class PrefixCache:
         """
         self.lookups += 1
         count = 0
-        for number, key in enumerate(page_keys(tokens[:-1])):
+        for number, key in enumerate(page_keys(tokens)):
             if key not in self._pages:
                 break
             self._pages.move_to_end(key)
             start = number * PAGE
             self._engine.restore(slot, start, start + PAGE, self._pages[key])
-            count = start + PAGE
+            count = min(start + PAGE, len(tokens) - 1)
         self.hits += count > 0
         return count
 
