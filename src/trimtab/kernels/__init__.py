@@ -20,12 +20,17 @@ if TYPE_CHECKING:
     from trimtab.kernels.activation import bias_gelu as bias_gelu
     from trimtab.kernels.binding import Kernel as Kernel
     from trimtab.kernels.binding import kernel as kernel
+    from trimtab.kernels.binding import operations_of as operations_of
     from trimtab.kernels.binding import reference_only as reference_only
+    from trimtab.kernels.dense import dense_linear as dense_linear
     from trimtab.kernels.fourier import fourier_mix as fourier_mix
     from trimtab.kernels.fourier import fourier_mix_residual_norm as fourier_mix_residual_norm
     from trimtab.kernels.normalization import layer_norm as layer_norm
     from trimtab.kernels.optimizer import adam_step as adam_step
     from trimtab.kernels.optimizer import vr_adam_step as vr_adam_step
+    from trimtab.kernels.probe import copy_bandwidth as copy_bandwidth
+    from trimtab.kernels.probe import operation_rate as operation_rate
+    from trimtab.kernels.probe import read_bandwidth as read_bandwidth
     from trimtab.kernels.quantized import block_linear as block_linear
     from trimtab.kernels.quantized import rms_block_linear as rms_block_linear
     from trimtab.kernels.token_attention import cached_attention as cached_attention
@@ -41,10 +46,15 @@ _EXPORTS = {
     "block_linear": "quantized",
     "cached_attention": "token_attention",
     "cpu_features": "_library",
+    "dense_linear": "dense",
     "fourier_mix": "fourier",
     "fourier_mix_residual_norm": "fourier",
     "kernel": "binding",
     "layer_norm": "normalization",
+    "copy_bandwidth": "probe",
+    "operation_rate": "probe",
+    "operations_of": "binding",
+    "read_bandwidth": "probe",
     "reference_only": "binding",
     "rms_block_linear": "quantized",
     "set_thread_count": "_library",
@@ -57,6 +67,7 @@ _EXPORTS = {
 # Modules that bind kernels; tests and tools that list all kernels import these.
 KERNEL_MODULES = (
     "activation",
+    "dense",
     "fourier",
     "normalization",
     "optimizer",

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from trimtab.errors import ShapeError, unknown_name
-from trimtab.kernels import bias_gelu, layer_norm
+from trimtab.kernels import bias_gelu, dense_linear, layer_norm
 
 Initializer = Callable[[PRNGKeyArray, tuple[int, ...], jnp.dtype], Array]
 
@@ -63,7 +63,7 @@ class Linear(eqx.Module):
 
 
 def matmul_transposed(
-    x: Float[Array, "*lead in_features"], weight: Float[Array, "out_features in_features"]
+    x: Float[Array, "*lead in_features"], weight: Float[Array, "out_features expected"]
 ) -> Float[Array, "*lead out_features"]:
     """Return ``x Wᵀ``.
 
@@ -75,6 +75,8 @@ def matmul_transposed(
             f"A linear layer expects {weight.shape[-1]} features on the last axis, got "
             f"{x.shape[-1]} (shape {x.shape})."
         )
+    if x.dtype == weight.dtype == jnp.bfloat16:
+        return dense_linear(x, weight)
     return x @ weight.T
 
 

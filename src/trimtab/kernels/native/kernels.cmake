@@ -20,8 +20,10 @@ set(TRIMTAB_FLAGS_avx512 ${TRIMTAB_FLAGS_avx512f} -mavx512vnni -mavx512vbmi -mav
     -mavx512ifma -mavx512bitalg -mavx512vpopcntdq -mavx512bf16)
 set(TRIMTAB_FLAGS_amx ${TRIMTAB_FLAGS_avx512} -mamx-tile -mamx-bf16 -mamx-int8)
 
+trimtab_kernel(probe ISAS scalar avx2 avx512 amx)
 trimtab_kernel(normalization)
 trimtab_kernel(activation)
+trimtab_kernel(dense)
 trimtab_kernel(optimizer)
 trimtab_kernel(fourier SUPPORT fourier_plan.cpp)
 trimtab_kernel(stream_worklist ISAS scalar avx2)
