@@ -246,8 +246,8 @@ PEERS: tuple[Peer, ...] = (
     Peer("RubiksCube-v0", fields("cube", "step_count"), TERMINATE),
     Peer("RubiksCube-partly-scrambled-v0", fields("cube", "step_count"), TERMINATE),
     Peer("SlidingTilePuzzle-v0", fields("puzzle", "empty_tile_position", "step_count"), TERMINATE),
-    Peer("Sudoku-v0", fields("board", "action_mask")),
-    Peer("Sudoku-very-easy-v0", fields("board", "action_mask")),
+    Peer("Sudoku-v0", fields("board")),
+    Peer("Sudoku-very-easy-v0", fields("board")),
     Peer("BinPack-v2", _bin_pack, tolerance=2e-6, lanes=8, steps=32),
     Peer("FlatPack-v0", _flat_pack, lanes=8, steps=25),
     Peer(

@@ -30,10 +30,9 @@ class Observation(NamedTuple):
 
 
 class State(NamedTuple):
-    """The board and its legal moves."""
+    """The board; its legal moves follow from it."""
 
     board: Int[Array, "9 9"]
-    action_mask: Bool[Array, "9 9 9"]
     key: Array
 
 
@@ -164,17 +163,24 @@ class Sudoku(Environment):
         key, puzzle_key = jax.random.split(key)
         board = self.generator(puzzle_key)
         mask, _ = examine(board)
-        return State(board, mask, key), restart(Observation(board, mask))
+        return State(board, key), restart(Observation(board, mask))
 
     def step(self, state: State, action: Array) -> tuple[State, TimeStep]:
         """Write a digit."""
         row, column, digit = action[0], action[1], action[2]
-        legal = state.action_mask[row, column, digit]
+        legal = is_legal(state.board, row, column, digit)
         board = state.board.at[row, column].set(digit.astype(jnp.int32))
         mask, complete = examine(board)
-        return State(board, mask, state.key), transition(
+        return State(board, state.key), transition(
             Observation(board, mask), self.reward_fn(complete), terminated=~legal | ~mask.any()
         )
+
+
+def is_legal(board: Int[Array, "9 9"], row: Array, column: Array, digit: Array) -> Array:
+    """Whether a cell is empty and the digit absent from its row, column and box."""
+    box = jax.lax.dynamic_slice(board, (row // 3 * 3, column // 3 * 3), (3, 3))
+    taken = (board[row] == digit) | (board[:, column] == digit) | (box.reshape(9) == digit)
+    return (board[row, column] < 0) & ~taken.any()
 
 
 def examine(board: Int[Array, "9 9"]) -> tuple[Bool[Array, "9 9 9"], Bool[Array, ""]]:

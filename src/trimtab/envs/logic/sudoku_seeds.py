@@ -32,7 +32,7 @@ def load_seeds() -> tuple[np.ndarray, np.ndarray]:
         Grids with digits 0 to 8, int8 of shape ``(seeds, 81)``, and for each cell how many cells
         are emptied before it, same shape; cells that always stay have 81.
     """
-    lines = files(__package__).joinpath("sudoku_seeds.txt").read_text().split()
+    lines = files("trimtab.envs.logic").joinpath("sudoku_seeds.txt").read_text().split()
     grids = np.array([[int(digit) - 1 for digit in line] for line in lines[::2]], np.int8)
     ranks = np.full_like(grids, 81)
     for seed, line in enumerate(lines[1::2]):
@@ -126,4 +126,4 @@ def main(path: str, count: int = 96, seed: int = 0) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:2])
+    main(sys.argv[1])

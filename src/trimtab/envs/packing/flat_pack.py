@@ -84,7 +84,7 @@ class Interlocking:
         source = np.arange(rows)[:, None] + jnp.where(above, -1, 1) * shared_row[:, None]
         column_block = jnp.take_along_axis(column_block, source, axis=0)
         row_block = own_row[:, None] - (above & shared_row[:, None])
-        return (row_block * self.num_col_blocks + column_block + 1).astype(jnp.int32)
+        return jnp.asarray(row_block * self.num_col_blocks + column_block + 1, jnp.int32)
 
     def __call__(self, key: Array) -> Int[Array, "blocks 3 3"]:
         """Draw the blocks."""
@@ -100,7 +100,7 @@ class Interlocking:
         if self.rotate:
             turns = jax.random.randint(turn_key, (count,), 0, 4)
             cells = jax.vmap(lambda block, k: rotations(block)[k])(cells, turns)
-        blocks = cells * ids[:, None, None]
+        blocks = jnp.asarray(cells * ids[:, None, None])
         if not self.shuffle:
             return blocks
         return blocks[random_order(jax.random.uniform(order_key, (count,)))]

@@ -170,7 +170,7 @@ def entries(rows: Int[Array, " rows"], piece: Array, columns: int) -> Bool[Array
     needed = jnp.asarray(_ENTRY_BITS)[piece]  # turn x window row
     offset = np.arange(columns, dtype=np.int32)
     blocked = jnp.left_shift(needed[:, :, None], offset) & rows[None, :4, None]
-    inside = offset + jnp.asarray(_WIDTHS)[piece][:, None] <= columns
+    inside = jnp.asarray(offset) + jnp.asarray(_WIDTHS)[piece][:, None] <= columns
     return inside & (blocked == 0).all(axis=1)
 
 

@@ -89,7 +89,8 @@ def rubiks_cube(env: Any, state: Any) -> Picture:
     for face, (right, down) in corner.items():
         x, y = right * (size + 0.2), down * (size + 0.2)
         for (row, column), color in np.ndenumerate(state.cube[face]):
-            shapes.append(Rectangle(x + column + 0.05, y + row + 0.05, 0.9, 0.9, _CUBE[color.item()]))
+            fill = _CUBE[color.item()]
+            shapes.append(Rectangle(x + column + 0.05, y + row + 0.05, 0.9, 0.9, fill))
     wide, high = 4 * size + 0.6, 3 * size + 0.4
     return Picture(wide, high, tuple(shapes), f"step {int(state.step_count)}", "#333333")
 

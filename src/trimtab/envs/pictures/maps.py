@@ -24,6 +24,10 @@ def _map(shapes: list[Shape], title: str) -> Picture:
     return Picture(_SIDE, _SIDE, tuple(shapes), title, "#f7f5ef")
 
 
+def _dot(point: tuple[float, float], radius: float, fill: str) -> Circle:
+    return Circle(point[0], point[1], radius, fill)
+
+
 def _depot(point: tuple[float, float]) -> Rectangle:
     return Rectangle(point[0] - 0.22, point[1] - 0.22, 0.44, 0.44, "#222222")
 
@@ -37,7 +41,7 @@ def tsp(env: Any, state: Any) -> Picture:
     shapes: list[Shape] = path(closed, "#2f62c9", 0.06)
     shapes += [Circle(x, y, 0.16, "#444444") for x, y in points]
     if tour:
-        shapes.append(Circle(*tour[-1], 0.22, "#d13c3c"))
+        shapes.append(_dot(tour[-1], 0.22, "#d13c3c"))
     return _map(shapes, f"length {length:.2f}")
 
 
@@ -70,7 +74,7 @@ def multi_cvrp(env: Any, state: Any) -> Picture:
         waits = state.nodes.demands[node] > 0
         shapes.append(Circle(x, y, 0.16, "#d13c3c" if waits else "#9a9a9a"))
     for vehicle, node in enumerate(state.positions.tolist()):
-        shapes.append(Circle(*points[node], 0.26, hue(vehicle, vehicles)))
+        shapes.append(_dot(points[node], 0.26, hue(vehicle, vehicles)))
     shapes.append(_depot(points[0]))
     return _map(shapes, f"distance {float(state.distances.sum()):.1f}")
 
@@ -91,7 +95,7 @@ def mmst(env: Any, state: Any) -> Picture:
         fill = hue(owner, agents) if owner >= 0 else "#dddddd"
         shapes.append(Circle(x, y, 0.26 if owner >= 0 else 0.16, fill))
     for node in state.positions.tolist():
-        shapes.append(Circle(*points[node], 0.14, "#222222"))
+        shapes.append(_dot(points[node], 0.14, "#222222"))
     done = int(state.finished_agents.sum())
     return _map(shapes, f"{done} of {agents} agents finished")
 

@@ -293,7 +293,7 @@ def _packed(state: TrainingState) -> TrainingState:
     """Keys as plain arrays, for files."""
 
     def plain(leaf: Any) -> Any:
-        is_key = eqx.is_array(leaf) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        is_key = eqx.is_array(leaf) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         return jax.random.key_data(leaf) if is_key else leaf
 
     return jax.tree.map(plain, state)
@@ -305,7 +305,7 @@ def _unpacked(state: TrainingState, like: TrainingState) -> TrainingState:
     def typed(leaf: Any, model: Any) -> Any:
         if not eqx.is_array(model):
             return leaf
-        if jax.dtypes.issubdtype(model.dtype, jax.dtypes.prng_key):
+        if jnp.issubdtype(model.dtype, jax.dtypes.prng_key):
             leaf = jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(model))
         return jax.device_put(leaf, model.sharding)
 
