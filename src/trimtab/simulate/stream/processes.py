@@ -208,7 +208,7 @@ def _as_process(unit: Block) -> Callable[[], Generator[Take | Give, Any, None]]:
             firings, arrays = unit.firings, []
             for port, rate in unit.inputs.items():
                 wanted = rate.tokens(start + firings) - rate.tokens(start)
-                counts = rate.counts(start + firings)[start:]
+                counts = _window(rate, start, firings)
                 if not arrays and rate.runs == ((1, 1),):
                     tokens = yield Take(port, wanted)
                     if tokens is None:
@@ -222,10 +222,16 @@ def _as_process(unit: Block) -> Callable[[], Generator[Take | Give, Any, None]]:
                 arrays.append(tokens)
             state, *results = unit.function(state, *arrays)
             for (port, rate), result in zip(unit.outputs.items(), results):
-                yield Give(port, result, rate.counts(start + firings)[start:])
+                yield Give(port, result, _window(rate, start, firings))
             start += firings
 
     return run
+
+
+def _window(rate: Rate, start: int, firings: int) -> np.ndarray:
+    """Tokens at each of some firings in the middle of a run."""
+    inside = start % rate.period
+    return rate.counts(inside + firings)[inside:]
 
 
 class _Run:

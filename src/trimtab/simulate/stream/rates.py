@@ -70,7 +70,9 @@ class Rate:
     def counts(self, firings: int) -> np.ndarray:
         """Return the tokens moved at each of the first ``firings`` firings."""
         one = np.repeat([count for _, count in self.runs], [length for length, _ in self.runs])
-        return np.resize(one, firings) if firings else np.zeros(0, np.int64)
+        if len(one) == 1:
+            return np.full(firings, one[0], np.int64)
+        return np.tile(one, -(-firings // len(one)))[:firings]
 
 
 EVERY = Rate()
