@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from trimtab.errors import FileFormatError, InputError, require_extra
 from trimtab.files import atomic_file
@@ -67,7 +67,7 @@ def train_vocabulary(
     texts: Iterable[str],
     size: int,
     *,
-    kind: Literal["unigram", "wordpiece", "words"] = "unigram",
+    kind: str = "unigram",
 ) -> Vocabulary:
     """Learn a tokenizer from text; lower-cased and in Unicode's compatibility form.
 
