@@ -213,3 +213,32 @@ def test_a_batch_draws_a_mosaic():
     batch = Batch(make("Maze-v0"))
     state, _ = batch.reset(jax.random.split(jax.random.key(0), 5))
     assert batch.render(state).shape[2] == 3
+
+
+def test_instances_survive_a_file_and_start_episodes(tmp_path):
+    from trimtab.envs.instances import Instances, from_instances, load_instances, save_instances
+    from trimtab.errors import FileFormatError
+
+    env = make("TSP-v1", generator=_cities(4))
+    states, first = jax.vmap(env.reset)(jax.random.split(jax.random.key(0), 3))
+    save_instances(tmp_path / "bank.npz", Instances(states, first.observation))
+    loaded = load_instances(tmp_path / "bank.npz", env, key=jax.random.key(1))
+    np.testing.assert_array_equal(loaded.state.coordinates, states.coordinates)
+
+    bank = from_instances(env, loaded)
+    state, timestep = bank.reset(jax.random.key(5))
+    stored = [np.array_equal(state.coordinates, known) for known in states.coordinates]
+    assert sum(stored) == 1
+    np.testing.assert_array_equal(timestep.observation.coordinates, state.coordinates)
+
+    with pytest.raises(FileFormatError, match="other settings"):
+        load_instances(tmp_path / "bank.npz", make("TSP-v1"), key=jax.random.key(1))
+    (tmp_path / "bad.npz").write_bytes(b"PK\x03\x04 not an archive")
+    with pytest.raises(FileFormatError, match="not a file of instances"):
+        load_instances(tmp_path / "bad.npz", env, key=jax.random.key(1))
+
+
+def _cities(count):
+    from trimtab.envs.routing.tsp import UniformCities
+
+    return UniformCities(count)
