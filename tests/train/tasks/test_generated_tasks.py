@@ -84,7 +84,7 @@ def test_pathfinder_images_are_balanced_reproducible_and_marked():
     np.testing.assert_array_equal(images, again["images"])
     # Two discs of radius 1.5 and thin, half-bright lines.
     bright = (images == 255).sum((1, 2))
-    assert bright.min() >= 6
+    assert bright.min() >= 4
     assert (images > 0).mean() > 0.1
 
 
@@ -100,13 +100,14 @@ def test_a_marked_contour_joins_the_dots_exactly_where_the_label_says():
         margin=2.0,
         seed_distance=24.0,
         continuity=3.0,
+        marker=4.0,
     )
     data = generate_pathfinder(60, easy, seed=0)
     right = 0
     for image, label in zip(data["images"], data["labels"]):
-        closed = ndimage.binary_dilation(image > 60, iterations=2)
+        closed = ndimage.binary_dilation(image > 60, iterations=3)
         parts, _ = ndimage.label(closed)
-        dots, count = ndimage.label(ndimage.binary_erosion(image > 200, iterations=1))
+        dots, count = ndimage.label(ndimage.binary_opening(image > 200, np.ones((5, 5))))
         where = {
             int(parts[tuple(map(int, c))])
             for c in ndimage.center_of_mass(image, dots, range(1, count + 1))

@@ -40,7 +40,9 @@ RECIPES: tuple[Recipe, ...] = (
         "text", "Model text byte by byte with a small transformer.", "trimtab.train.recipes.text"
     ),
     Recipe(
-        "rl", "Train an agent in an environment by PPO or A2C.", "trimtab.train.reinforcement.recipe"
+        "rl",
+        "Train an agent in an environment by PPO or A2C.",
+        "trimtab.train.reinforcement.recipe",
     ),
 )
 
