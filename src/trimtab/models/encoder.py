@@ -250,7 +250,8 @@ class EncoderLayer(eqx.Module):
         mixer = self.mixer
         if not isinstance(mixer, FourierMixer) or hidden.dtype != self.mixing_norm.weight.dtype:
             return False
-        return hidden.dtype != jnp.float64 and choose_path(*hidden.shape, mixer.path) == "native"
+        length, dim = hidden.shape
+        return hidden.dtype != jnp.float64 and choose_path(length, dim, mixer.path) == "native"
 
     def _mix_and_normalise(self, hidden: Array) -> Array:
         """The first half of the layer in one native call.
