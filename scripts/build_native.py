@@ -53,13 +53,17 @@ def main() -> int:
     parser.add_argument("--output", type=Path, help="folder that receives the extension")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
-    directory = options.directory or _ROOT / "build" / ("sanitized" if options.sanitize else "native")
+    directory = options.directory or _ROOT / "build" / (
+        "sanitized" if options.sanitize else "native"
+    )
     output = options.output or _ROOT / "src" / "trimtab" / "kernels"
     with exclusive(directory):
         try:
             extension = build(directory, options.sanitize, options.without, options.jobs)
         except subprocess.CalledProcessError as error:
-            print(f"The build failed ({error.returncode}); the old extension stays.", file=sys.stderr)
+            print(
+                f"The build failed ({error.returncode}); the old extension stays.", file=sys.stderr
+            )
             return 1
         output.mkdir(parents=True, exist_ok=True)
         temporary = output / f".{extension.name}.new"

@@ -57,7 +57,17 @@ def test_any_lengths_agree_with_the_definition(tokens, width, isa, seed):
 
 @pytest.mark.parametrize(
     "shape",
-    [(512, 768), (509, 768), (128, 1024), (512, 127), (1009, 64), (2018, 48), (60, 1155), (1, 509), (127, 131)],
+    [
+        (512, 768),
+        (509, 768),
+        (128, 1024),
+        (512, 127),
+        (1009, 64),
+        (2018, 48),
+        (60, 1155),
+        (1, 509),
+        (127, 131),
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("isa", kernels.available_isas())

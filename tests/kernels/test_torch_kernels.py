@@ -42,8 +42,11 @@ def test_a_tensor_gives_the_value_and_gradient_that_an_array_gives(case):
 def test_an_operator_passes_the_checks_of_torch(case):
     case.kernel(*tensors(case, requires_grad=False), **dict(case.attributes))
     operator = getattr(torch.ops.trimtab, case.kernel.name)
+    kinds = ["test_schema", "test_autograd_registration", "test_faketensor"]
+    if case.kernel.name in ("layer_norm_backward", "fourier_mix"):
+        kinds.append("test_aot_dispatch_dynamic")  # Seconds each: one of either kind of gradient.
     checks = torch.library.opcheck(
-        operator, tuple(tensors(case)), dict(case.attributes), raise_exception=True
+        operator, tuple(tensors(case)), dict(case.attributes), test_utils=kinds
     )
     assert set(checks.values()) == {"SUCCESS"}
 

@@ -14,6 +14,12 @@ from trimtab.errors import DeviceError, InputError, unknown_name
 # In rising order: each level includes those before it.
 ISA_NAMES = ("scalar", "avx2", "avx512f", "avx512", "amx")
 
+# AMX kernels with the tile instructions trapped and emulated: for tests, about 1000 times slower.
+EMULATED = "amx-emulated"
+
+# What a kernel's name is preceded by in a program that calls it.
+TARGET_PREFIX = "trimtab_"
+
 # Codes of native/kernel.h.
 DATA_TYPES = {
     "bool": 1,
@@ -67,9 +73,15 @@ def extension() -> ModuleType | None:
 
 
 def _usable(isa: str, native: ModuleType) -> str:
-    if isa not in ISA_NAMES:
-        raise unknown_name("instruction set", isa, [*ISA_NAMES, "reference"])
+    """Check that kernels can run at a level here, and make it so for the emulated one."""
+    if isa not in (*ISA_NAMES, EMULATED):
+        raise unknown_name("instruction set", isa, [*ISA_NAMES, EMULATED, "reference"])
     best = native.best_isa()
+    if isa == EMULATED:
+        # The AVX-512 instructions around the emulated ones are real.
+        if ISA_NAMES.index(best) < ISA_NAMES.index("avx512") or not native.emulate_amx():
+            raise DeviceError("Emulating AMX needs Linux on a processor with AVX512-BF16.")
+        return "amx"
     if ISA_NAMES.index(isa) > ISA_NAMES.index(best):
         raise DeviceError(
             f"This processor cannot run {isa!r} kernels; the highest level it has is {best!r}."
@@ -91,7 +103,7 @@ def ffi_target(name: str) -> str:
 
     native = extension()
     assert native is not None
-    target = f"trimtab_{name}"
+    target = f"{TARGET_PREFIX}{name}"
     jax.ffi.register_ffi_target(target, native.handler(name), platform="cpu")
     return target
 
@@ -126,7 +138,7 @@ def use_isa(isa: str) -> Iterator[None]:
     """Run kernels at another level inside a ``with`` block; the whole process is affected.
 
     Args:
-        isa: one of ``available_isas()``.
+        isa: one of ``available_isas()``, or ``"amx-emulated"`` to test AMX kernels without AMX.
 
     Raises:
         UnknownNameError: no level has this name.

@@ -48,6 +48,34 @@ def define(bound: Kernel) -> None:
         name, functools.partial(_backward, bound), setup_context=_remember, lib=_OPERATORS
     )
     torch.library.register_vmap(name, functools.partial(_one_by_one, bound), lib=_OPERATORS)
+    if bound.backward is None:
+        _define_derivative(bound)
+
+
+def _define_derivative(bound: Kernel) -> None:
+    """The reference's derivative as an operator of its own, which torch.compile need not trace."""
+    _, attributes = parameters(bound)
+    words = ["Tensor[] arrays", "Tensor[] cotangents"]
+    if attributes:
+        words += ["*", *(f"{kind} {name}" for name, kind in attributes.items())]
+    name = f"{bound.name}_derivative"
+    _OPERATORS.define(f"{name}({', '.join(words)}) -> Tensor[]")
+
+    def run(arrays: Any, cotangents: Any, **values: Any) -> list[torch.Tensor]:
+        function = _derivative(bound, tuple(sorted(values.items())), len(arrays))
+        found = iter(_through_jax(function, (*arrays, *cotangents)))
+        return [
+            next(found) if array.is_floating_point() else array.new_empty(0) for array in arrays
+        ]
+
+    def fake(arrays: Any, cotangents: Any, **values: Any) -> list[torch.Tensor]:
+        return [
+            torch.empty_like(array) if array.is_floating_point() else array.new_empty(0)
+            for array in arrays
+        ]
+
+    _OPERATORS.impl(name, run, "CPU")
+    torch.library.register_fake(f"trimtab::{name}", fake, lib=_OPERATORS)
 
 
 def _schema(bound: Kernel) -> str:
@@ -121,7 +149,8 @@ def _derivative(bound: Kernel, attribute_items: tuple[tuple[str, Any], ...], arr
 
     def pull(*values: Any) -> Any:
         cotangents = values[arrays] if len(values) == arrays + 1 else values[arrays:]
-        return gradients(bound, values[:arrays], cotangents, dict(attribute_items))
+        found = gradients(bound, values[:arrays], cotangents, dict(attribute_items))
+        return [gradient for gradient in found if gradient is not None]
 
     return jax.jit(pull)
 
@@ -133,7 +162,7 @@ def _through_jax(function: Any, tensors: Any) -> Any:
     arrays = [jax.dlpack.from_dlpack(tensor.detach().contiguous()) for tensor in tensors]
     outputs = function(*arrays)
     if isinstance(outputs, (tuple, list)):
-        return tuple(None if array is None else torch.from_dlpack(array) for array in outputs)
+        return tuple(torch.from_dlpack(array) for array in outputs)
     return torch.from_dlpack(outputs)
 
 
@@ -153,8 +182,12 @@ def _backward(bound: Kernel, ctx: Any, *cotangents: torch.Tensor | None) -> Any:
     if bound.backward is not None:
         result = bound.backward(tensors, _packed(dense), **ctx.attributes)
     else:
-        derivative = _derivative(bound, tuple(sorted(ctx.attributes.items())), len(tensors))
-        result = _through_jax(derivative, (*tensors, *dense))
+        derivative = getattr(torch.ops.trimtab, f"{bound.name}_derivative")
+        found = derivative(list(tensors), dense, **ctx.attributes)
+        result = [
+            gradient if tensor.is_floating_point() else None
+            for tensor, gradient in zip(tensors, found)
+        ]
     return result[0] if len(tensors) == 1 else tuple(result)
 
 

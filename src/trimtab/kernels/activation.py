@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from trimtab.errors import ShapeError
-from trimtab.kernels.binding import kernel
+from trimtab.kernels.binding import check_floats, kernel
 from trimtab.kernels.normalization import as_rows
 
 _ROOT = 2 * math.sqrt(2 / math.pi)
@@ -32,7 +32,8 @@ def _reference(
 def _backward_reference(
     x: Float[Array, "rows size"], bias: Float[Array, " size"], cotangent: Float[Array, "rows size"]
 ) -> tuple[Float[Array, "rows size"], Float[Array, " size"]]:
-    u = x.astype(jnp.float32) + bias.astype(jnp.float32)
+    # Beyond 15 the slope is 0 or 1 to the bit; its cubic would overflow far out.
+    u = jnp.clip(x.astype(jnp.float32) + bias.astype(jnp.float32), -15.0, 15.0)
     s = jax.nn.sigmoid(_ROOT * u * (1 + _CUBIC * u * u))
     slope = s + u * s * (1 - s) * _ROOT * (1 + 3 * _CUBIC * u * u)
     d_x = slope * cotangent.astype(jnp.float32)
@@ -44,6 +45,7 @@ bias_gelu_backward_kernel = kernel(
     reference=_backward_reference,
     batching="broadcast_all",
     results=(0, 1),
+    operations=lambda x, *rest: 18.0 * math.prod(x.shape),
 )
 
 
@@ -58,6 +60,7 @@ bias_gelu_kernel = kernel(
     backward=_backward,
     batching="broadcast_all",
     results=(0,),
+    operations=lambda x, *rest: 9.0 * math.prod(x.shape),
 )
 
 
@@ -73,7 +76,9 @@ def bias_gelu(x: Any, bias: Any):
 
     Raises:
         ShapeError: the bias is not as long as the last axis of ``x``.
+        DtypeError: arrays that do not hold floating-point numbers.
     """
+    check_floats("bias_gelu", x, bias)
     if len(x.shape) == 0 or tuple(bias.shape) != (x.shape[-1],):
         raise ShapeError(
             f"bias_gelu got x of shape {tuple(x.shape)} and bias {tuple(bias.shape)}; the bias "

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from trimtab.errors import InputError
+from trimtab.errors import DtypeError, InputError
 from trimtab.kernels import _library
 
 FLOATS = frozenset({"float32", "bfloat16", "float16"})
@@ -41,6 +41,20 @@ def only_floats(*arguments: Shaped, **_: Any) -> bool:
     return all(argument.dtype in FLOATS for argument in arguments)
 
 
+def check_floats(function: str, *arrays: Any) -> None:
+    """Refuse arrays of integers, booleans or complex numbers, of either framework.
+
+    Raises:
+        DtypeError: one of them is not of a floating-point type.
+    """
+    for array in arrays:
+        name = str(array.dtype).removeprefix("torch.")
+        if not name.startswith(("float", "bfloat")):
+            raise DtypeError(
+                f"{function} takes floating-point arrays, not {name}; convert the array first."
+            )
+
+
 @dataclass(frozen=True)
 class Kernel:
     """A native function with its reference; make one with :func:`kernel`.
@@ -54,6 +68,7 @@ class Kernel:
         results: how result shapes follow from arguments.
         result_count: how many arrays come back.
         accepts: whether the native side takes these arguments.
+        operations: floating-point operations for these arguments, for cost estimates.
     """
 
     name: str
@@ -63,6 +78,7 @@ class Kernel:
     results: ResultRule | None
     result_count: int
     accepts: Callable[..., bool]
+    operations: Callable[..., float] | None = None
 
     def __call__(self, *arrays: Any, **attributes: Any) -> Any:
         """Run on JAX arrays (or NumPy, or tracers) or on PyTorch tensors."""
@@ -104,6 +120,7 @@ def kernel(
     results: ResultRule | None = None,
     result_count: int = 1,
     accepts: Callable[..., bool] = only_floats,
+    operations: Callable[..., float] | None = None,
 ) -> Kernel:
     """Bind a native function to its reference, once per name.
 
@@ -117,6 +134,8 @@ def kernel(
             :class:`Shaped`; None traces the reference.
         result_count: number of arrays returned; read off ``results`` where that holds indices.
         accepts: predicate over :class:`Shaped` arguments; others go to the reference.
+        operations: number of floating-point operations from :class:`Shaped` arguments; what a
+            program's cost counts for the foreign call.
 
     Raises:
         InputError: the name is taken.
@@ -124,7 +143,7 @@ def kernel(
     if name in _registry:
         raise InputError(f"There is a kernel {name!r} already; give this one another name.")
     count = len(results) if isinstance(results, tuple) else result_count
-    made = Kernel(name, reference, backward, batching, results, count, accepts)
+    made = Kernel(name, reference, backward, batching, results, count, accepts, operations)
     _registry[name] = made
     if (torch_side := sys.modules.get(f"{__package__}._torch")) is not None:
         torch_side.define(made)
@@ -134,6 +153,23 @@ def kernel(
 def registered() -> tuple[Kernel, ...]:
     """Every kernel that an imported module has bound, by name."""
     return tuple(_registry[name] for name in sorted(_registry))
+
+
+def operations_of(target: str, arguments: Sequence[Any], results: Sequence[Any]) -> float | None:
+    """Floating-point operations of a foreign call that a kernel put into a program.
+
+    Args:
+        target: the call's target name.
+        arguments: anything with ``shape`` and ``dtype``.
+        results: likewise.
+
+    Returns:
+        The count, or None if the target is not one of ours or does not say.
+    """
+    bound = _registry.get(target.removeprefix(_library.TARGET_PREFIX))
+    if bound is None or bound.operations is None:
+        return None
+    return float(bound.operations(*(shaped(argument) for argument in arguments)))
 
 
 def is_torch(arrays: Sequence[Any]) -> bool:
@@ -186,9 +222,7 @@ def _foreign_call(bound: Kernel, attributes: dict[str, Any], *arrays: Any) -> An
     import jax
 
     outputs = jax.eval_shape(functools.partial(bound.reference, **attributes), *arrays)
-    call = jax.ffi.ffi_call(
-        _library.ffi_target(bound.name), outputs, vmap_method=bound.batching
-    )
+    call = jax.ffi.ffi_call(_library.ffi_target(bound.name), outputs, vmap_method=bound.batching)
     return call(*arrays, **{name: _number(value) for name, value in attributes.items()})
 
 
@@ -251,9 +285,7 @@ def _shapes_by_tracing(
     import jax
 
     structs = [jax.ShapeDtypeStruct(argument.shape, argument.dtype) for argument in arguments]
-    outputs = jax.eval_shape(
-        functools.partial(bound.reference, **dict(attribute_items)), *structs
-    )
+    outputs = jax.eval_shape(functools.partial(bound.reference, **dict(attribute_items)), *structs)
     return tuple(shaped(output) for output in jax.tree.leaves(outputs))
 
 

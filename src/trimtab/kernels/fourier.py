@@ -7,6 +7,7 @@ own adjoint, so its gradient is the same kernel, and neither form keeps anything
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -33,6 +34,12 @@ def _mixed_shape(x: Shaped, *, factor: float) -> tuple[Shaped, ...]:
     return (Shaped(x.shape, "float32"),)
 
 
+def _operations(x: Shaped) -> float:
+    """The usual count of a fast transform, halved for real input."""
+    size = math.prod(x.shape[-2:])
+    return 2.5 * math.prod(x.shape) * math.log2(max(2, size))
+
+
 def _backward(arrays: Any, cotangent: Any, *, factor: float) -> tuple[Any, ...]:
     (x,) = arrays
     return (_like(fourier_mix_kernel(cotangent, factor=factor), x),)
@@ -44,6 +51,7 @@ fourier_mix_kernel = kernel(
     backward=_backward,
     batching="broadcast_all",
     results=_mixed_shape,
+    operations=lambda x, **attributes: _operations(x),
 )
 
 
@@ -80,6 +88,7 @@ fourier_mix_residual_norm_kernel = kernel(
     backward=_norm_backward,
     batching="broadcast_all",
     results=(0,),
+    operations=lambda x, *rest, **attributes: _operations(x) + 8.0 * math.prod(x.shape),
 )
 
 

@@ -1,6 +1,6 @@
 """Layer normalisation over the last axis, optionally of a sum (Ba et al. 2016, equation 4).
 
-``y = (s - mean(s)) / sqrt(var(s) + epsilon) * scale + bias`` with ``s = x`` or ``s = x + residual``.
+``y = (s - mean(s)) / sqrt(var(s) + epsilon) * scale + bias``, ``s = x`` or ``s = x + residual``.
 Arithmetic is in float32 whatever the arrays hold, and ``epsilon`` is used as given: BERT-style
 models keep 1e-12, which matters for constant rows. The gradient keeps nothing but the inputs.
 """
@@ -8,6 +8,7 @@ models keep 1e-12, which matters for constant rows. The gradient keeps nothing b
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from trimtab.errors import ShapeError
-from trimtab.kernels.binding import kernel
+from trimtab.kernels.binding import check_floats, kernel
 
 
 def _normalise(total: jax.Array, epsilon: float) -> jax.Array:
@@ -87,17 +88,24 @@ def _residual_backward_reference(
     return d_x.astype(x.dtype), d_scale.astype(scale.dtype), d_bias.astype(scale.dtype)
 
 
+def _operations(each: int) -> Callable[..., float]:
+    """So many operations for each element of x; roots of rows are not counted."""
+    return lambda x, *rest, **attributes: each * math.prod(x.shape)
+
+
 layer_norm_backward_kernel = kernel(
     "layer_norm_backward",
     reference=_backward_reference,
     batching="broadcast_all",
     results=(0, 1, 1),
+    operations=_operations(18),
 )
 residual_layer_norm_backward_kernel = kernel(
     "residual_layer_norm_backward",
     reference=_residual_backward_reference,
     batching="broadcast_all",
     results=(0, 2, 2),
+    operations=_operations(19),
 )
 
 
@@ -120,6 +128,7 @@ layer_norm_kernel = kernel(
     backward=_backward,
     batching="broadcast_all",
     results=(0,),
+    operations=_operations(7),
 )
 residual_layer_norm_kernel = kernel(
     "residual_layer_norm",
@@ -127,6 +136,7 @@ residual_layer_norm_kernel = kernel(
     backward=_residual_backward,
     batching="broadcast_all",
     results=(0,),
+    operations=_operations(8),
 )
 
 
@@ -145,7 +155,9 @@ def layer_norm(x: Any, scale: Any, bias: Any, *, residual: Any = None, epsilon: 
 
     Raises:
         ShapeError: the shapes do not fit together.
+        DtypeError: arrays that do not hold floating-point numbers.
     """
+    check_floats("layer_norm", x, scale, bias, *(() if residual is None else (residual,)))
     size = x.shape[-1] if len(x.shape) else None
     if size is None or tuple(scale.shape) != (size,) or tuple(bias.shape) != (size,):
         raise ShapeError(

@@ -15,7 +15,10 @@ TRIMTAB_INLINE Floats sigmoid_of_twice_z(Floats u) {
 
 TRIMTAB_INLINE Floats gelu(Floats u) { return u * sigmoid_of_twice_z(u); }
 
-TRIMTAB_INLINE Floats gelu_slope(Floats u) {
+TRIMTAB_INLINE Floats gelu_slope(Floats given) {
+  // Beyond 15 the slope is 0 or 1 to the bit; its cubic would overflow far out.
+  const Floats low = given < -15.0f ? all(-15.0f) : given;
+  const Floats u = low > 15.0f ? all(15.0f) : low;
   const Floats s = sigmoid_of_twice_z(u);
   const Floats slope_of_twice_z = kTwoRootTwoOverPi * (1.0f + 3.0f * kCubic * u * u);
   return s + u * s * (1.0f - s) * slope_of_twice_z;

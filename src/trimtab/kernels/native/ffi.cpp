@@ -42,8 +42,7 @@ XLA_FFI_Error* failure(const XLA_FFI_Api* api, const char* message) {
 
 Buffer to_buffer(const void* raw) {
   const auto* buffer = static_cast<const XLA_FFI_Buffer*>(raw);
-  return {buffer->data, buffer->dims, static_cast<int32_t>(buffer->rank),
-          data_type(buffer->dtype)};
+  return {buffer->data, buffer->dims, static_cast<int32_t>(buffer->rank), data_type(buffer->dtype)};
 }
 
 template <typename T>

@@ -42,8 +42,7 @@ struct Problem {
 constexpr int kSpectrumSlot = 0, kWorkSlot = 1, kRowSlot = 2, kParameterSlot = 3;
 
 TRIMTAB_INLINE float* floats_of_scratch(int64_t count, int slot) {
-  return static_cast<float*>(
-      trimtab::scratch(static_cast<size_t>(count) * sizeof(float), slot));
+  return static_cast<float*>(trimtab::scratch(static_cast<size_t>(count) * sizeof(float), slot));
 }
 
 // ---- first step: over tokens ---------------------------------------------------------------
@@ -90,8 +89,7 @@ TRIMTAB_INLINE void scatter_tile(const float* tile, float* spectrum, int64_t col
   if (columns >= kLanes) return transpose_tile(tile, kLanes, spectrum, kElement);
   float turned[kLanes * kLanes];
   transpose_tile(tile, kLanes, turned, kLanes);
-  for (int64_t c = 0; c < columns; ++c)
-    store(spectrum + c * kElement, load(turned + c * kLanes));
+  for (int64_t c = 0; c < columns; ++c) store(spectrum + c * kElement, load(turned + c * kLanes));
 }
 
 template <typename T>
@@ -100,8 +98,7 @@ bool transform_columns(const Problem& p, const T* x, int64_t group, float* spect
   const int64_t work_floats = transform_floats(*p.over_tokens);
   constexpr bool kDirect = __is_same(T, float);
   const bool direct = kDirect && columns == 2 * kLanes;
-  float* work =
-      floats_of_scratch(work_floats + (direct ? 0 : p.tokens * kElement), kWorkSlot);
+  float* work = floats_of_scratch(work_floats + (direct ? 0 : p.tokens * kElement), kWorkSlot);
   if (work == nullptr) return false;
   const float* joint;
   if (direct) {
@@ -145,8 +142,7 @@ TRIMTAB_INLINE void mirror_row(const float* row, float* out, int64_t width) {
 TRIMTAB_INLINE void even_part(float* row, float* scratch_row, int64_t width) {
   mirror_row(row, scratch_row, width);
   for_lanes(
-      width,
-      [&](int64_t i) { store(row + i, (load(row + i) + load(scratch_row + i)) * 0.5f); },
+      width, [&](int64_t i) { store(row + i, (load(row + i) + load(scratch_row + i)) * 0.5f); },
       [&](int64_t i, int64_t rest) {
         const Floats sum = load_first(row + i, rest) + load_first(scratch_row + i, rest);
         store_first(row + i, sum * 0.5f, rest);
@@ -162,8 +158,8 @@ bool transform_features(const Problem& p, const float* spectrum, int64_t block, 
   float* rows = floats_of_scratch((kLanes + 3) * stride, kRowSlot);
   if (work == nullptr || rows == nullptr) return false;
   const int64_t block_floats = width * kElement;
-  const float* found = lane_transform(
-      *p.over_width, Elements{spectrum + block * block_floats, block_floats}, work);
+  const float* found =
+      lane_transform(*p.over_width, Elements{spectrum + block * block_floats, block_floats}, work);
   for (int64_t m = 0; m < width; m += kLanes)
     transpose_tile(found + m * kElement, kElement, rows + m, stride);
   float* middle = rows + kLanes * stride;
@@ -227,7 +223,9 @@ template <typename T>
 TRIMTAB_INLINE void write_scaled(const float* row, float factor, T* out, int64_t width) {
   for_lanes(
       width, [&](int64_t i) { store(out + i, load(row + i) * factor); },
-      [&](int64_t i, int64_t rest) { store_first(out + i, load_first(row + i, rest) * factor, rest); });
+      [&](int64_t i, int64_t rest) {
+        store_first(out + i, load_first(row + i, rest) * factor, rest);
+      });
 }
 
 const char* problem_of(const Call& call, Problem* out, PlanHold& rows, PlanHold& columns) {
@@ -261,10 +259,9 @@ const char* fourier_mix(const Call& call) {
   with_float_type(x, [&](auto* data) {
     done = for_examples(elements(x) / size, [&](int64_t example) {
       float* out = results + example * size;
-      return transform_example(p, data + example * size,
-                               [&](int64_t k, const float* row, float*) {
-                                 write_scaled(row, p.factor, out + k * p.width, p.width);
-                               });
+      return transform_example(p, data + example * size, [&](int64_t k, const float* row, float*) {
+        write_scaled(row, p.factor, out + k * p.width, p.width);
+      });
     });
   });
   return done ? nullptr : "out of memory";
@@ -306,8 +303,8 @@ const char* fourier_mix_residual_norm(const Call& call) {
               const Floats mixed = load_first(row + i, rest) * p.factor;
               store_first(total + i, mixed + load_first(residual + i, rest), rest);
             });
-        normalise_row(total, scale + example * shared, bias + example * shared,
-                      out + k * p.width, p.width, epsilon);
+        normalise_row(total, scale + example * shared, bias + example * shared, out + k * p.width,
+                      p.width, epsilon);
       });
     });
   });

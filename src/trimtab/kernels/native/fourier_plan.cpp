@@ -14,7 +14,8 @@ namespace {
 using Complex = std::complex<double>;
 
 constexpr double kPi = 3.14159265358979323846;
-constexpr int kRadices[] = {8, 4, 2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, kLargestRadix};
+constexpr int kRadices[] = {8,  4,  2,  3,  5,  7,  11, 13,           17,
+                            19, 23, 29, 31, 37, 41, 43, kLargestRadix};
 constexpr size_t kKeptPlans = 128;
 
 // Everything a plan points to.
@@ -30,8 +31,8 @@ struct OwnedPlan {
 };
 
 Complex unit(int64_t numerator, int64_t denominator) {
-  const double angle = 2.0 * kPi * static_cast<double>(numerator % denominator) /
-                       static_cast<double>(denominator);
+  const double angle =
+      2.0 * kPi * static_cast<double>(numerator % denominator) / static_cast<double>(denominator);
   return {std::cos(angle), -std::sin(angle)};
 }
 

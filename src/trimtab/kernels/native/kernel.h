@@ -1,4 +1,5 @@
-// What a kernel sees: the call it serves, the shared pool, scratch memory, and how to export itself.
+// What a kernel sees: the call it serves, the shared pool, scratch memory, and how to export
+// itself.
 //
 // Everything defined here has internal linkage (anonymous namespace), because this header is
 // compiled once per instruction set: a shared inline function could be kept by the linker in its
@@ -93,8 +94,7 @@ using trimtab::DataType;
 template <typename Body>
 void parallel(int64_t chunks, const Body& body) {
   trimtab::parallel_chunks(
-      chunks,
-      [](void* context, int64_t chunk) { (*static_cast<const Body*>(context))(chunk); },
+      chunks, [](void* context, int64_t chunk) { (*static_cast<const Body*>(context))(chunk); },
       const_cast<void*>(static_cast<const void*>(&body)));
 }
 
@@ -141,10 +141,11 @@ TRIMTAB_INLINE double real_attribute(const Call& call, const char* name, double 
 #define TRIMTAB_PASTE(a, b, c) TRIMTAB_PASTE_(a, b, c)
 
 // The last line of a kernel file: TRIMTAB_EXPORT({"name", function}, {"name_backward", function})
-#define TRIMTAB_EXPORT(...)                                                            \
-  namespace {                                                                          \
-  const trimtab::KernelEntry exported_entries[] = {__VA_ARGS__};                       \
-  }                                                                                    \
-  extern "C" const trimtab::KernelTable TRIMTAB_PASTE(TRIMTAB_FILE, _on_, TRIMTAB_ISA); \
+#define TRIMTAB_EXPORT(...)                                                                \
+  namespace {                                                                              \
+  const trimtab::KernelEntry exported_entries[] = {__VA_ARGS__};                           \
+  }                                                                                        \
+  extern "C" const trimtab::KernelTable TRIMTAB_PASTE(TRIMTAB_FILE, _on_, TRIMTAB_ISA);    \
   extern "C" const trimtab::KernelTable TRIMTAB_PASTE(TRIMTAB_FILE, _on_, TRIMTAB_ISA) = { \
-      exported_entries, static_cast<int32_t>(sizeof(exported_entries) / sizeof(exported_entries[0]))};
+      exported_entries,                                                                    \
+      static_cast<int32_t>(sizeof(exported_entries) / sizeof(exported_entries[0]))};

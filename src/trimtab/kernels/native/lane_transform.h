@@ -232,8 +232,8 @@ float* lane_transform(const trimtab::FourierPlan& plan, const Source& source, fl
   for (int64_t k = 0; k < plan.size; ++k) {
     float* element = second + k * kElement;
     const Complex exchanged = load_complex(element);
-    store_complex(element, times({exchanged.im, exchanged.re}, plan.chirp[2 * k],
-                                 plan.chirp[2 * k + 1]));
+    store_complex(element,
+                  times({exchanged.im, exchanged.re}, plan.chirp[2 * k], plan.chirp[2 * k + 1]));
   }
   return second;
 }

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "amx_emulator.h"
 #include "cpu.h"
 #include "ffi.h"
 #include "memory.h"
@@ -134,6 +135,7 @@ NB_MODULE(_native, m) {
   m.def("best_isa", [] { return std::string(isa_name(best_isa())); });
   m.def("active_isa", [] { return std::string(isa_name(active_isa())); });
   m.def("set_isa", [](const std::string& name) { set_active_isa(isa_from_name(name)); });
+  m.def("emulate_amx", &emulate_amx, "Run AMX instructions by traps; False where that cannot be");
   m.def("usable_cores", &usable_cores);
   m.def("thread_count", &thread_count);
   m.def("set_thread_count", &set_thread_count, nb::arg("threads"));

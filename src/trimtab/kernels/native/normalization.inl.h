@@ -31,9 +31,8 @@ TRIMTAB_INLINE void backward_row(float* row, const float* scale, const T* cotang
       [&](int64_t i, int64_t rest) {
         Floats scale_part = load_first(scale_sum + i, rest);
         Floats bias_part = load_first(bias_sum + i, rest);
-        const Floats normal =
-            gather(load_first(row + i, rest), load_first(cotangent + i, rest),
-                   load_first(scale + i, rest), &scale_part, &bias_part);
+        const Floats normal = gather(load_first(row + i, rest), load_first(cotangent + i, rest),
+                                     load_first(scale + i, rest), &scale_part, &bias_part);
         store_first(row + i, normal, rest);
         store_first(scale_sum + i, scale_part, rest);
         store_first(bias_sum + i, bias_part, rest);
@@ -120,7 +119,8 @@ void reduce_partials(const float* partials, int64_t chunks, int64_t stride, T* o
       size,
       [&](int64_t i) {
         Floats total{};
-        for (int64_t chunk = 0; chunk < chunks; ++chunk) total += load(partials + chunk * stride + i);
+        for (int64_t chunk = 0; chunk < chunks; ++chunk)
+          total += load(partials + chunk * stride + i);
         store(out + i, total);
       },
       [&](int64_t i, int64_t rest) {

@@ -23,7 +23,7 @@ int find_kernel(const char* name);
 // The level whose function would serve this kernel now; scalar always exists.
 Isa serving_isa(int index);
 
-// Levels are clamped to what `best_isa` allows unless AMX is emulated (see amx_emulator.h).
+// The caller has checked the level against `best_isa`, or emulates it (amx_emulator.h).
 void set_active_isa(Isa isa);
 Isa active_isa();
 

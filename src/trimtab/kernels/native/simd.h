@@ -115,9 +115,7 @@ TRIMTAB_INLINE Floats load(const Float16* p) {
 #endif
 }
 
-TRIMTAB_INLINE void store(float* p, Floats value) {
-  *reinterpret_cast<FloatsAnywhere*>(p) = value;
-}
+TRIMTAB_INLINE void store(float* p, Floats value) { *reinterpret_cast<FloatsAnywhere*>(p) = value; }
 
 TRIMTAB_INLINE void store(BFloat16* p, Floats value) {
   const Words bits = (Words)value;
@@ -159,10 +157,10 @@ TRIMTAB_INLINE float sum_of_lanes(Floats value) {
   return lanes[0];
 }
 
-// e^x within 2 units in the last place, for x in [-87, 88]; clamped outside.
-TRIMTAB_INLINE Floats exponential(Floats x) {
-  x = x < -87.0f ? all(-87.0f) : x;
-  x = x > 88.0f ? all(88.0f) : x;
+// e^x within 2 units in the last place; e^-87 below -87, infinity above 88.37, NaN for NaN.
+TRIMTAB_INLINE Floats exponential(Floats given) {
+  Floats x = given < -87.0f ? all(-87.0f) : given;
+  x = x > 88.37f ? all(88.37f) : x;
   const Floats magic = all(0x1.8p23f);  // Adding it rounds to an integer in the low bits.
   const Floats shifted = x * 1.44269504088896341f + magic;
   const Floats n = shifted - magic;
@@ -175,7 +173,8 @@ TRIMTAB_INLINE Floats exponential(Floats x) {
   p = p * r + 5.00000012e-1f;
   p = p * r * r + r + 1.0f;
   const Ints exponent = (Ints)shifted << 23;  // The magic's own bits vanish to the left.
-  return (Floats)((Ints)p + exponent);
+  const Floats result = (Floats)((Ints)p + exponent);
+  return given > 88.37f ? all(__builtin_inff()) : given != given ? given : result;
 }
 
 // Calls body(offset, load, store) style loops: whole vectors first, then one tail of `count`.
@@ -220,8 +219,8 @@ void narrow(const float* from, T* to, int64_t size) {
 // A float32 copy of a small array (parameters) in the caller's scratch slot.
 [[maybe_unused]] const float* as_float32(const Buffer& buffer, int slot) {
   const int64_t size = elements(buffer);
-  float* copy = static_cast<float*>(
-      trimtab::scratch(static_cast<size_t>(size) * sizeof(float), slot));
+  float* copy =
+      static_cast<float*>(trimtab::scratch(static_cast<size_t>(size) * sizeof(float), slot));
   if (copy == nullptr) return nullptr;
   with_float_type(buffer, [&](auto* data) { widen(data, copy, size); });
   return copy;
