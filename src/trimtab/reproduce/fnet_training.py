@@ -46,9 +46,9 @@ class Size:
 QUICK = Size(
     depth=2,
     lengths=(512, 2048),
-    seconds=4.0,
-    memory_lengths=(512, 2048),
-    mixers=("attention", "fourier", "identity"),
+    seconds=1.0,
+    memory_lengths=(512,),
+    mixers=("attention", "fourier"),
     seeds=1,
     train=9_600,
     test=2_000,
