@@ -157,6 +157,8 @@ def test_the_stub_lists_what_the_extension_has():
 
 
 def test_a_kernel_name_is_bound_once():
+    import trimtab.kernels.normalization  # noqa: F401
+
     with pytest.raises(InputError, match="already"):
         kernel("layer_norm", reference=lambda x: x)
 
@@ -242,6 +244,8 @@ def test_the_read_probe_reads_every_byte(isa):
 
 
 def test_operations_of_a_foreign_call_follow_from_its_shapes():
+    import trimtab.kernels.fourier  # noqa: F401
+
     x = np.ones((16, 32), np.float32)
     found = kernels.operations_of("trimtab_fourier_mix", [x], [x])
     assert found == 2.5 * 512 * 9

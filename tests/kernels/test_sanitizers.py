@@ -15,6 +15,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 def test_the_thread_pool_has_no_data_race(tmp_path):
     program = tmp_path / "pool_stress"
     sources = [

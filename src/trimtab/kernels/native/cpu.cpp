@@ -68,7 +68,7 @@ Features detect() {
                  {"avx_vnni", false},      {"avx512f", false},
                  {"avx512cd", false},      {"avx512bw", false},
                  {"avx512dq", false},      {"avx512vl", false},
-                 {"avx512ifma", false},    {"avx512_vbmi", false},
+                 {"avx512ifma", false},    {"avx512vbmi", false},
                  {"avx512_vbmi2", false},  {"avx512_vnni", false},
                  {"avx512_bitalg", false}, {"avx512_vpopcntdq", false},
                  {"avx512_bf16", false},   {"avx512_fp16", false},
