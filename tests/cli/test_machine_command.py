@@ -16,6 +16,7 @@ def measured(monkeypatch, tmp_path):
             "copy_bandwidth": 8e9 * cores,
             "rates": {"float32": 100e9 * cores, "int8": 250e9 * cores},
             "engines": {"float32": "NumPy", "int8": "XLA"},
+            "peaks": {"int8": 900e9 * cores},
         }
 
     monkeypatch.setattr(machine, "_probe", probe)
@@ -37,6 +38,7 @@ def test_people_get_rates_by_cores(trimtab_command, measured):
     assert lines["memory, read"][2] == "10.0"
     assert lines["float32 products"][-2:] == ["GFLOP/s", "NumPy"]
     assert lines["int8 products"][-2:] == ["GOP/s", "XLA"]
+    assert lines["int8 in registers"][3] == "900"
     assert "10.0 float32 operations a byte" in shown.stdout
     assert "too low" not in shown.stdout
 

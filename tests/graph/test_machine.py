@@ -35,6 +35,7 @@ PROFILE = MachineProfile(
     versions={"jaxlib": "0"},
     date="2026-01-01T00:00:00Z",
     load=0.1,
+    peaks={"float32": {1: 120e9, 2: 240e9, 8: 900e9}},
 )
 
 
@@ -99,6 +100,7 @@ def test_the_cache_is_used_until_asked_to_measure_again(tmp_path, monkeypatch):
             "copy_bandwidth": 1e9 * cores,
             "rates": {"float32": 1e11 * cores},
             "engines": {"float32": "XLA"},
+            "peaks": {},
         }
 
     monkeypatch.setattr(machine, "_probe", fake)
@@ -162,3 +164,11 @@ def test_a_product_is_timed_at_a_size_that_a_clock_can_time(monkeypatch):
     rate = probe._product_rate(product)
     assert sizes[0] == 256
     assert rate > 1e7
+
+
+def test_without_native_kernels_there_are_no_peaks(monkeypatch):
+    from trimtab.graph import probe
+    from trimtab.kernels import _library
+
+    monkeypatch.setattr(_library, "extension", lambda: None)
+    assert probe.native_rates() == {}

@@ -54,12 +54,16 @@ def _tables(profile: MachineProfile) -> list:
         ("memory, read", profile.bandwidth),
         ("memory, copy", profile.copy_bandwidth),
     ):
-        table.add_row(name, *(f"{rates[cores] / 1e9:.1f}" for cores in counts), "GB/s", "NumPy")
+        table.add_row(name, *(f"{rates[cores] / 1e9:.1f}" for cores in counts), "GB/s", "")
     table.add_section()
     for dtype, rates in profile.rates.items():
         unit = "GOP/s" if dtype.startswith("int") else "GFLOP/s"
         cells = (f"{rates[cores] / 1e9:.0f}" for cores in counts)
         table.add_row(f"{dtype} products", *cells, unit, profile.engines[dtype])
+    for dtype, rates in profile.peaks.items():
+        unit = "GOP/s" if dtype.startswith("int") else "GFLOP/s"
+        cells = (f"{rates[cores] / 1e9:.0f}" for cores in counts)
+        table.add_row(f"{dtype} in registers", *cells, unit, "kernels")
     hardware = profile.hardware
     caches = ", ".join(
         f"L{cache.level} {cache.kind} {_size(cache.size_bytes)}" for cache in hardware.caches

@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from trimtab.hardware import Cache, Hardware, describe, versions
 from trimtab.progress import Progress, silent
 
 # Raised when the measurement or its file changes, so that old files are measured again.
-_FORMAT = 1
+_FORMAT = 2
 # Packages whose version decides how fast a product runs.
 _MEASURED_WITH = ("trimtab", "jaxlib", "numpy")
 # Pins itself before anything is imported: threads that a library starts inherit it.
@@ -58,6 +58,8 @@ class MachineProfile:
         versions: packages that were measured.
         date: when, ISO 8601 in UTC.
         load: load average before the measurement; well above 0, the rates are too low.
+        peaks: element type -> cores -> operations a second in registers, which a product reaches
+            a part of; empty without the native kernels.
     """
 
     hardware: Hardware
@@ -68,6 +70,7 @@ class MachineProfile:
     versions: Mapping[str, str]
     date: str
     load: float | None = None
+    peaks: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
 
     @property
     def cores(self) -> int:
@@ -110,6 +113,7 @@ class MachineProfile:
             "versions": dict(self.versions),
             "date": self.date,
             "load": self.load,
+            "peaks": {name: _text_keys(rates) for name, rates in self.peaks.items()},
         }
 
     @classmethod
@@ -138,6 +142,7 @@ class MachineProfile:
                 versions=dict(values["versions"]),
                 date=values["date"],
                 load=values["load"],
+                peaks={name: _number_keys(rates) for name, rates in values["peaks"].items()},
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, FileFormatError):
@@ -230,6 +235,10 @@ def _measure(hardware: Hardware, progress: Progress) -> MachineProfile:
         versions=_measured_versions(),
         date=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
         load=load,
+        peaks={
+            name: {cores: result["peaks"][name] for cores, result in found.items()}
+            for name in last["peaks"]
+        },
     )
 
 

@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from trimtab.errors import DeviceError
 from trimtab.hardware import describe
 
 # Long enough for a clock, short enough that a preemption spoils one sample and not all.
 _SAMPLE_S = 0.04
 _DTYPES = ("float32", "bfloat16", "float16", "int8", "float64")
+_PEAKS = ("float32", "bfloat16", "int8")
 
 
 def probe(cores: int) -> dict[str, Any]:
@@ -26,18 +28,45 @@ def probe(cores: int) -> dict[str, Any]:
             started their threads.
 
     Returns:
-        ``bandwidth`` and ``copy_bandwidth`` in bytes a second, ``rates`` in operations a second
-        by element type, and ``engines``, what reached each rate.
+        ``bandwidth`` and ``copy_bandwidth`` in bytes a second, ``rates`` of products and ``peaks``
+        in registers in operations a second by element type, and ``engines``, what reached each
+        rate. Peaks need the native kernels and are empty without them.
     """
     read, copy = memory_rates(cores)
+    native = native_rates()
     rates, engines = {}, {}
     for dtype in _DTYPES:
         found = {"XLA": _xla_rate(dtype)}
         if dtype in ("float32", "float64"):
             found["NumPy"] = _numpy_rate(dtype)
+        if native and dtype in ("float32", "bfloat16"):
+            found["kernels"] = _kernel_rate(dtype)
         engines[dtype] = max(found, key=lambda engine: found[engine])
         rates[dtype] = found[engines[dtype]]
-    return {"bandwidth": read, "copy_bandwidth": copy, "rates": rates, "engines": engines}
+    return {
+        "bandwidth": max(read, native.get("read", 0.0)),
+        "copy_bandwidth": max(copy, native.get("copy", 0.0)),
+        "rates": rates,
+        "engines": engines,
+        "peaks": {name: native[name] for name in _PEAKS if name in native},
+    }
+
+
+def native_rates() -> dict[str, float]:
+    """Return what the kernels' own probe reaches: ``read``, ``copy``, and peaks by element type.
+
+    Empty where the native kernels are not built.
+    """
+    from trimtab.kernels import probe as kernels
+
+    try:
+        return {
+            "read": kernels.read_bandwidth(_beyond_caches()),
+            "copy": kernels.copy_bandwidth(_beyond_caches() // 2),
+            **{name: kernels.operation_rate(name) for name in _PEAKS},
+        }
+    except DeviceError:
+        return {}
 
 
 def memory_rates(cores: int) -> tuple[float, float]:
@@ -46,16 +75,33 @@ def memory_rates(cores: int) -> tuple[float, float]:
     Args:
         cores: number of threads, each with a part of its own.
     """
-    caches = [cache.size_bytes for cache in describe().caches]
-    # Several times the last cache, or the cache would be measured.
-    total = max(256 * 2**20, 6 * max(caches, default=0))
-    part = total // cores // 8
+    part = _beyond_caches() // cores // 8
     sources = [np.ones(part, np.float64) for _ in range(cores)]
     targets = [np.zeros(part, np.float64) for _ in range(cores)]
     with ThreadPoolExecutor(cores) as pool:
         read = _best(lambda: list(pool.map(np.max, sources)))
         copy = _best(lambda: list(pool.map(np.copyto, targets, sources)))
     return part * 8 * cores / read, 2 * part * 8 * cores / copy
+
+
+def _beyond_caches() -> int:
+    """Return bytes that are several times the last cache, or the cache would be measured."""
+    caches = [cache.size_bytes for cache in describe().caches]
+    return max(256 * 2**20, 6 * max(caches, default=0))
+
+
+def _kernel_rate(dtype: str) -> float:
+    import jax
+    import jax.numpy as jnp
+
+    from trimtab.kernels import dense_linear
+
+    def product(n: int) -> Callable[[], Any]:
+        square = jnp.ones((n, n), dtype)
+        multiply = jax.jit(dense_linear)
+        return lambda: jax.block_until_ready(multiply(square, square))
+
+    return _product_rate(product)
 
 
 def _xla_rate(dtype: str) -> float:
