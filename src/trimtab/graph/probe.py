@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from trimtab.errors import DeviceError
 from trimtab.hardware import describe
 
 # Long enough for a clock, short enough that a preemption spoils one sample and not all.
@@ -55,18 +54,21 @@ def probe(cores: int) -> dict[str, Any]:
 def native_rates() -> dict[str, float]:
     """Return what the kernels' own probe reaches: ``read``, ``copy``, and peaks by element type.
 
-    Empty where the native kernels are not built.
+    Empty where those kernels are not built.
     """
+    from trimtab.kernels import _library
     from trimtab.kernels import probe as kernels
 
-    try:
-        return {
-            "read": kernels.read_bandwidth(_beyond_caches()),
-            "copy": kernels.copy_bandwidth(_beyond_caches() // 2),
-            **{name: kernels.operation_rate(name) for name in _PEAKS},
-        }
-    except DeviceError:
+    # Builds may leave families of kernels out.
+    if not {"probe_read", "probe_copy", *(f"probe_{name}" for name in _PEAKS)} <= (
+        _library.kernel_names()
+    ):
         return {}
+    return {
+        "read": kernels.read_bandwidth(_beyond_caches()),
+        "copy": kernels.copy_bandwidth(_beyond_caches() // 2),
+        **{name: kernels.operation_rate(name) for name in _PEAKS},
+    }
 
 
 def memory_rates(cores: int) -> tuple[float, float]:
