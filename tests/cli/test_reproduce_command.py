@@ -134,7 +134,7 @@ def test_an_interruption_shows_what_was_measured_and_exits_with_130(fake_systems
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        env={**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "120"},
     )
     assert process.stderr
     for line in process.stderr:

@@ -184,6 +184,10 @@ struct Int8Rate {
 
 #if TRIMTAB_AMX
 
+// The compiler's tile intrinsics do not say that they read memory, so stores before them could be
+// dropped: this makes those stores happen.
+TRIMTAB_INLINE void written(const void* memory) { asm volatile("" : : "r"(memory) : "memory"); }
+
 // Four accumulator tiles, two of either operand, as in a matrix product; 1 KiB a tile.
 TRIMTAB_INLINE void configure_tiles() {
   struct alignas(64) {
@@ -196,6 +200,7 @@ TRIMTAB_INLINE void configure_tiles() {
     config.bytes_per_row[tile] = 64;
     config.rows[tile] = 16;
   }
+  written(&config);
   _tile_loadconfig(&config);
 }
 
@@ -205,6 +210,7 @@ struct TileBFloat16Rate {
     configure_tiles();
     alignas(64) float block[256];
     for (float& value : block) value = seed;
+    written(block);
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
@@ -231,6 +237,7 @@ struct TileInt8Rate {
     configure_tiles();
     alignas(64) int32_t block[256];
     for (int32_t& value : block) value = static_cast<int32_t>(seed) + 0x01020304;
+    written(block);
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);

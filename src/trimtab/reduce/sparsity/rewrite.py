@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trimtab.errors import unknown_name
+from trimtab.errors import InputError, unknown_name
 from trimtab.graph import Program, Replacement, Site, linear_weight
 from trimtab.graph.segments import split
 from trimtab.progress import Progress, silent
@@ -95,6 +95,11 @@ def sparsify(
     if name not in METHODS:
         raise unknown_name("pruning method", name, METHODS)
     chosen = cast(Method, name)
+    if _STATISTIC[chosen] is not None and not batches:
+        raise InputError(
+            f"{chosen} weighs weights by the inputs that they meet: pass calibrate=batches, or "
+            "method='magnitude'."
+        )
     return Sparsify(pattern, chosen, batches, where, progress)
 
 
