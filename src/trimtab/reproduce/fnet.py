@@ -46,7 +46,7 @@ def race(length: int, size: Size, *, training: bool) -> Outcome:
     """
     kind = "forward and backward" if training else "forward"
     contest = Race(f"{kind}, {length} tokens", unit="ms", values={"tokens": length})
-    note = f"{size.depth} layers of width 768, batch 1, float32"
+    note = f"{_layers(size.depth)} of width 768, batch 1, float32"
     contest.enter("FNet", encoder_call("fourier", length, size.depth, training), note)
     peers = torch_calls(length, size.depth, training)
     for name, call in peers.items():
@@ -183,9 +183,13 @@ def memory_row(length: int, size: Size, command: str) -> Row:
         ours=training_mebibytes("fourier", length, size.depth),
         better="lower",
         command=command,
-        note=f"temporary buffers of the compiled step, {size.depth} layers of width 768, batch 1; "
+        note=f"temporary buffers of the compiled step, {_layers(size.depth)} of width 768, batch 1; "
         "baseline: BERT in JAX. The paper's memory table is for GPUs and not checked here",
     )
+
+
+def _layers(depth: int) -> str:
+    return "1 layer" if depth == 1 else f"{depth} layers"
 
 
 def training_mebibytes(mixer: str, length: int, depth: int) -> float:
@@ -219,7 +223,7 @@ EXPERIMENT = Experiment(
     "at length 512",
     baseline="BERT of equal shape: transformers' in PyTorch with fused attention, and ours in JAX; "
     "every contestant compiled or warmed up, interleaved in one process",
-    quick="2 layers of the published width at lengths 512 and 2048; small encoders trained for "
+    quick="one layer of the published width at lengths 512 and 2048; small encoders trained for "
     "150 steps on real text, one seed",
     full="12 layers at lengths 128 to 4096; six mixers, three seeds, on labelled text and on "
     "masked words",

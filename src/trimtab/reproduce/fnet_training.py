@@ -44,7 +44,7 @@ class Size:
 
 
 QUICK = Size(
-    depth=2,
+    depth=1,
     lengths=(512, 2048),
     seconds=1.0,
     memory_lengths=(512,),
