@@ -183,8 +183,8 @@ def memory_row(length: int, size: Size, command: str) -> Row:
         ours=training_mebibytes("fourier", length, size.depth),
         better="lower",
         command=command,
-        note=f"temporary buffers of the compiled step, {_layers(size.depth)} of width 768, batch 1; "
-        "baseline: BERT in JAX. The paper's memory table is for GPUs and not checked here",
+        note=f"temporary buffers of the compiled step, {_layers(size.depth)} of width 768, batch "
+        "1; baseline: BERT in JAX. The paper's memory table is for GPUs and not checked here",
     )
 
 
